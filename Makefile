@@ -1,0 +1,31 @@
+# Each target builds .venv first if it is missing. Needs Python 3.10-3.12 with pip and venv.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: setup demo test lint esc10 clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,speech,video,dev]"
+	touch $@
+
+# Synthetic sounds -> all seven stages -> report: runs/demo/report/report.html
+demo: .venv/.ready
+	$(BIN)/python -m data.synthetic shards/synthetic --clips 2400 --test-clips 240 --judge-clips 1200
+	$(BIN)/audioldm2 train experiments/demo.yaml
+	$(BIN)/python -m evaluation report experiments/demo.yaml
+
+test: .venv/.ready
+	$(BIN)/python -m pytest
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf .venv build *.egg-info runs shards

@@ -1,0 +1,205 @@
+"""Sound in and out: files, waveforms, and the two spectrograms of AudioLDM 2.
+
+`LogMel` feeds the VAE and the vocoder, `Fbank` feeds AudioMAE. Both are batched torch modules that run
+on whatever device the waveform is on.
+
+Letters: B batch, T samples, F frames, M mel bins.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audioldm2_pl.errors import UserError
+
+
+@dataclass
+class AudioConfig:
+    """The audio front end, and every length that follows from it."""
+
+    sample_rate: int = 16_000  # Hz
+    clip_seconds: float = 10.24  # length of a training clip
+    num_fft: int = 1024  # samples in a Fourier transform
+    window_length: int = 1024  # samples under the Hann window
+    hop_length: int = 160  # samples from one frame to the next: 10 ms
+    num_mel_bins: int = 64  # of the log-mel that VAE and vocoder see
+    mel_min_hz: float = 0.0  # lower edge of the first mel filter
+    mel_max_hz: float = 8_000.0  # upper edge of the last mel filter
+    num_fbank_bins: int = 128  # of the filter bank that AudioMAE sees
+    fbank_mean: float = -4.2677393  # of AudioSet's filter bank, as AudioMAE was pretrained
+    fbank_std: float = 4.5689974  # the same; AudioMAE divides by twice this
+    peak: float | None = 0.5  # waveforms are scaled to this peak; null keeps their level
+
+    @property
+    def num_samples(self) -> int:
+        return round(self.clip_seconds * self.sample_rate)
+
+    @property
+    def num_frames(self) -> int:
+        return self.num_samples // self.hop_length
+
+    @property
+    def frames_per_second(self) -> float:
+        return self.sample_rate / self.hop_length
+
+    def __post_init__(self) -> None:
+        if self.num_samples % self.hop_length:
+            raise UserError(
+                f"audio.clip_seconds={self.clip_seconds} is {self.num_samples} samples, which hop_length="
+                f"{self.hop_length} does not divide; choose a multiple of {self.hop_length / self.sample_rate} s"
+            )
+
+
+def load_waveform(path: str | Path, sample_rate: int) -> np.ndarray:
+    """First channel of an audio file at `sample_rate`, float32 (T,).
+
+    Raises UserError where the file is missing, unreadable, empty or not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such audio file")
+    try:
+        waveform, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot be read as audio ({error})") from None
+    waveform = waveform[:, 0]  # (T,)
+    if not len(waveform) or not np.isfinite(waveform).all():
+        raise UserError(f"{path}: holds no finite samples; leave it out")
+    if file_rate != sample_rate:
+        waveform = soxr.resample(waveform, file_rate, sample_rate)
+    return np.ascontiguousarray(waveform, dtype=np.float32)
+
+
+def save_waveform(path: str | Path, waveform: Tensor | np.ndarray, sample_rate: int) -> None:
+    """Writes a (T,) waveform in [-1, 1] as 16-bit audio; the suffix names the format."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = waveform.detach().float().cpu().numpy() if isinstance(waveform, Tensor) else waveform
+    try:
+        soundfile.write(path, np.clip(samples, -1.0, 1.0), sample_rate, subtype="PCM_16")
+    except (ValueError, TypeError, soundfile.LibsndfileError):
+        raise UserError(f"{path}: cannot be written; use a name that ends in .wav or .flac") from None
+
+
+def normalise(waveform: np.ndarray, peak: float | None) -> np.ndarray:
+    """Takes the mean off a (T,) waveform and scales it to `peak`, as the authors' training data does."""
+    waveform = waveform - waveform.mean()
+    if peak is None:
+        return waveform
+    return waveform * (peak / (np.abs(waveform).max() + 1e-8))
+
+
+def fit_length(waveform: np.ndarray, num_samples: int, start: int = 0) -> np.ndarray:
+    """Cuts (T,) to `num_samples` from `start`, or pads zeros at the end."""
+    piece = waveform[start : start + num_samples]
+    return np.pad(piece, (0, num_samples - len(piece)))
+
+
+def slaney_mel(hz: np.ndarray) -> np.ndarray:
+    """Hz => mel on Slaney's scale: linear below 1 kHz, logarithmic above."""
+    hz = np.asarray(hz, dtype=np.float64)
+    logarithmic = 15.0 + 27.0 * np.log(np.maximum(hz, 1.0) / 1000.0) / np.log(6.4)
+    return np.where(hz < 1000.0, hz * 3.0 / 200.0, logarithmic)
+
+
+def slaney_hz(mel: np.ndarray) -> np.ndarray:
+    """The inverse of `slaney_mel`."""
+    return np.where(mel < 15.0, mel * 200.0 / 3.0, 1000.0 * np.exp((mel - 15.0) * np.log(6.4) / 27.0))
+
+
+def slaney_filters(config: AudioConfig) -> Tensor:
+    """Triangular mel filters of unit area, (num_fft // 2 + 1, M), as librosa's defaults."""
+    span = slaney_mel(np.array([config.mel_min_hz, config.mel_max_hz]))
+    edges = slaney_hz(np.linspace(span[0], span[1], config.num_mel_bins + 2))  # (M + 2,) Hz
+    bins = np.linspace(0.0, config.sample_rate / 2, config.num_fft // 2 + 1)[:, None]
+    rising = (bins - edges[:-2]) / np.diff(edges)[:-1]
+    falling = (edges[2:] - bins) / np.diff(edges)[1:]
+    filters = np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (edges[2:] - edges[:-2]))
+    return torch.from_numpy(filters).float()
+
+
+class LogMel(nn.Module):
+    """waveform (B, T) => log-mel (B, 1, T / hop, M), the VAE's and the vocoder's view of sound.
+
+    Magnitude spectrogram, reflect-padded so that a frame is centred on its hop, Slaney mel filters, natural
+    logarithm with floor 1e-5: the numbers of the authors' training code.
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, config: AudioConfig):
+        super().__init__()
+        self.config = config
+        self.register_buffer("window", torch.hann_window(config.window_length), persistent=False)
+        self.register_buffer("filters", slaney_filters(config), persistent=False)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        c = self.config
+        pad = (c.num_fft - c.hop_length) // 2
+        with torch.autocast(waveform.device.type, enabled=False):
+            x = F.pad(waveform.float().unsqueeze(1), (pad, pad), mode="reflect").squeeze(1)
+            spectrum = torch.stft(
+                x, c.num_fft, c.hop_length, c.window_length, self.window, center=False, return_complex=True
+            )  # (B, num_fft // 2 + 1, F)
+            # sqrt(x² + ε) instead of abs: its gradient at silence is finite
+            magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-12).sqrt()
+            mel = magnitude.transpose(1, 2) @ self.filters  # (B, F, M)
+            return mel.clamp(min=1e-5).log().unsqueeze(1)
+
+
+def kaldi_mel(hz: np.ndarray | float) -> np.ndarray:
+    """Hz => mel on Kaldi's (HTK's) scale."""
+    return 1127.0 * np.log(1.0 + np.asarray(hz, dtype=np.float64) / 700.0)
+
+
+class Fbank(nn.Module):
+    """waveform (B, T) => normalised filter bank (B, 1, frames, bins), AudioMAE's view of sound.
+
+    Kaldi's: 25 ms Hann frames every 10 ms, mean of each frame removed, pre-emphasis 0.97, power spectrum, HTK mel
+    triangles from 20 Hz, natural logarithm. Kaldi's frames do not overhang the end (163,840 samples give 1,022),
+    so the frames are zero-padded to the log-mel's count *before* (x - mean) / (2 std), as AudioMAE's data code does.
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, config: AudioConfig):
+        super().__init__()
+        self.config = config
+        self.frame_length = round(0.025 * config.sample_rate)
+        self.frame_shift = round(0.010 * config.sample_rate)
+        self.num_fft = 2 ** ceil(np.log2(self.frame_length))
+        window = torch.hann_window(self.frame_length, periodic=False)
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("filters", self.mel_filters(), persistent=False)
+
+    def mel_filters(self) -> Tensor:
+        c = self.config
+        edges = np.linspace(kaldi_mel(20.0), kaldi_mel(c.sample_rate / 2), c.num_fbank_bins + 2)
+        bins = kaldi_mel(np.arange(self.num_fft // 2) * c.sample_rate / self.num_fft)[:, None]
+        rising = (bins - edges[:-2]) / np.diff(edges)[:-1]
+        falling = (edges[2:] - bins) / np.diff(edges)[1:]
+        filters = np.maximum(0.0, np.minimum(rising, falling))
+        return torch.from_numpy(np.pad(filters, ((0, 1), (0, 0)))).float()  # (num_fft // 2 + 1, bins)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        c = self.config
+        num_frames = waveform.shape[1] // c.hop_length
+        with torch.autocast(waveform.device.type, enabled=False):
+            x = waveform.float() - waveform.float().mean(1, keepdim=True)
+            frames = x.unfold(1, self.frame_length, self.frame_shift)  # (B, F, 400)
+            frames = frames - frames.mean(2, keepdim=True)
+            previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
+            frames = (frames - 0.97 * previous) * self.window
+            power = torch.fft.rfft(frames, self.num_fft).abs().square()  # (B, F, 257)
+            mel = (power @ self.filters).clamp(min=torch.finfo(torch.float32).eps).log()  # (B, F, bins)
+            mel = F.pad(mel, (0, 0, 0, max(0, num_frames - mel.shape[1])))[:, :num_frames]
+            return ((mel - c.fbank_mean) / (2 * c.fbank_std)).unsqueeze(1)

@@ -1,0 +1,201 @@
+"""The model folder: the hub's AudioLDM 2 layout, one sub-folder a part, safetensors only.
+
+    model_index.json  vae/  unet/  vocoder/  language_model/  projection_model/  text_encoder/  tokenizer/
+    feature_extractor/  text_encoder_2/  tokenizer_2/  scheduler/  audiomae/
+
+Stock diffusers opens the folder; `audiomae/` is ours, and model_index.json does not name it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import transformers
+from safetensors.torch import load_file, save_file
+
+from audioldm2_pl.conditioners import CLAP, T5
+from audioldm2_pl.errors import UserError
+from audioldm2_pl.models.audiomae import AudioMAE, AudioMAEConfig
+from audioldm2_pl.models.unet import TUNet
+
+if TYPE_CHECKING:
+    from audioldm2_pl.config import ConditionersConfig
+
+transformers.utils.logging.disable_progress_bar()  # a bar per part says nothing on parts that load in a blink
+
+# Sub-folder -> (library, class) as model_index.json has them.
+HUB_CLASSES: dict[str, tuple[str, str]] = {
+    "feature_extractor": ("transformers", "ClapFeatureExtractor"),
+    "language_model": ("transformers", "GPT2LMHeadModel"),
+    "projection_model": ("diffusers", "AudioLDM2ProjectionModel"),
+    "scheduler": ("diffusers", "DDIMScheduler"),
+    "text_encoder": ("transformers", "ClapModel"),
+    "text_encoder_2": ("transformers", "T5EncoderModel"),
+    "tokenizer": ("transformers", "RobertaTokenizer"),
+    "tokenizer_2": ("transformers", "T5Tokenizer"),
+    "unet": ("diffusers", "AudioLDM2UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "vocoder": ("transformers", "SpeechT5HifiGan"),
+}
+PARTS = (*HUB_CLASSES, "audiomae")
+
+# What `from:` and `start_from:` call the parts -> their sub-folders.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "clap": ("text_encoder", "tokenizer", "feature_extractor"),
+    "t5": ("text_encoder_2", "tokenizer_2"),
+    "audiomae": ("audiomae",),
+    "vae": ("vae",),
+    "vocoder": ("vocoder",),
+    "unet": ("unet", "scheduler"),
+    "gpt2": ("language_model", "projection_model"),
+}
+
+
+def save_audiomae(audiomae: AudioMAE, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(audiomae.config), indent=2) + "\n")
+    save_file({k: v.contiguous() for k, v in audiomae.state_dict().items()}, folder / "model.safetensors")
+
+
+def load_audiomae(folder: Path) -> AudioMAE:
+    audiomae = AudioMAE(AudioMAEConfig(**json.loads((folder / "config.json").read_text())))
+    audiomae.load_state_dict(load_file(folder / "model.safetensors"))
+    return audiomae
+
+
+def load_part(folder: Path, part: str) -> Any:
+    """One part out of its own sub-folder. Raises UserError where it is missing or broken."""
+    path = folder / part
+    if not path.is_dir():
+        raise UserError(f"{folder}: the part {part}/ is missing; train its stage, or name where it is in `from:`")
+    try:
+        if part == "audiomae":
+            return load_audiomae(path)
+        if part == "unet":
+            return TUNet.from_pretrained(path)
+        if part == "scheduler":
+            config = json.loads((path / "scheduler_config.json").read_text())
+            return getattr(diffusers, config.get("_class_name", "DDIMScheduler")).from_pretrained(path)
+        library, name = HUB_CLASSES[part]
+        if library == "diffusers":
+            return getattr(diffusers, name).from_pretrained(path, low_cpu_mem_usage=False)
+        return getattr(transformers, name).from_pretrained(str(path))
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: cannot be loaded ({reason}); save or download the part again") from None
+
+
+def find_model(source: str | Path) -> Path:
+    """A local model folder, or a hub id brought to a local folder."""
+    path = Path(source)
+    if path.is_dir():
+        if not any((path / part).is_dir() for part in PARTS):
+            raise UserError(f"{path}: not a model folder (no {', '.join(PARTS[:3])}, … in it)")
+        return path
+    if str(source).count("/") != 1 or path.is_absolute():
+        raise UserError(f"{source}: no such model folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                str(source),
+                allow_patterns=["*.json", "*.txt", "*.model", "*/*.safetensors", "*/*.json", "*/*.txt", "*/*.model"],
+            )
+        )
+    except Exception as error:
+        raise UserError(
+            f"{source}: no such folder, and the hub does not give it ({type(error).__name__}); check name and network"
+        ) from None
+
+
+class ModelFolder:
+    """A model folder under construction.
+
+    `given` parts were taken from elsewhere and are not trained; `started` parts were taken too, and a stage goes on
+    from them.
+    """
+
+    def __init__(
+        self, path: str | Path, given: Mapping[str, str] | None = None, started: Mapping[str, str] | None = None
+    ):
+        self.path = Path(path)
+        self.given = dict(given or {})
+        self.started = dict(started or {})
+        for name in (*self.given, *self.started):
+            if name not in GROUPS:
+                raise UserError(f"from: no part {name!r}; there are {', '.join(GROUPS)}")
+
+    def take_given(self) -> None:
+        """Copies the parts that come from elsewhere, unless they are here already."""
+        for name, source in {**self.started, **self.given}.items():
+            missing = [part for part in GROUPS[name] if not self.has(part)]
+            origin = find_model(source) if missing else None
+            for part in missing:
+                if origin is not None and (origin / part).is_dir():
+                    shutil.copytree(origin / part, self.path / part)
+                elif part != "scheduler":
+                    raise UserError(f"{source}: has no {part}/, which `from: {name}` asks for")
+        self.write_index()
+
+    def take_pretrained(self, conditioners: ConditionersConfig) -> None:
+        """Saves the conditioners that the config names by hub id or folder, unless they are here already."""
+        if conditioners.clap.pretrained is not None and not self.has("text_encoder"):
+            clap = CLAP.build(conditioners.clap)
+            for part, content in zip(GROUPS["clap"], (clap.model, clap.tokenizer, clap.feature_extractor)):
+                self.save(part, content)
+        if conditioners.t5.pretrained is not None and not self.has("text_encoder_2"):
+            t5 = T5.build(conditioners.t5)
+            for part, content in zip(GROUPS["t5"], (t5.model, t5.tokenizer)):
+                self.save(part, content)
+
+    def is_given(self, name: str) -> bool:
+        return name in self.given or name in self.started
+
+    def has(self, part: str) -> bool:
+        return (self.path / part).is_dir()
+
+    def load(self, part: str) -> Any:
+        return load_part(self.path, part)
+
+    def start(self, part: str) -> Any | None:
+        """The weights that a stage goes on from, None where it starts afresh."""
+        group = next(name for name, parts in GROUPS.items() if part in parts)
+        return self.load(part) if group in self.started else None
+
+    def clap(self) -> CLAP:
+        return CLAP.from_parts(self.load("text_encoder"), self.load("tokenizer"), self.load("feature_extractor"))
+
+    def t5(self) -> T5:
+        return T5.from_parts(self.load("text_encoder_2"), self.load("tokenizer_2"))
+
+    def save(self, part: str, content: Any) -> None:
+        """Writes a part whole: a broken-off write leaves the part as it was."""
+        new = self.path / f".{part}.part"
+        shutil.rmtree(new, ignore_errors=True)
+        if part == "audiomae":
+            save_audiomae(content, new)
+        else:
+            new.mkdir(parents=True)
+            content.save_pretrained(new)
+        shutil.rmtree(self.path / part, ignore_errors=True)
+        new.rename(self.path / part)
+        self.write_index()
+
+    def write_index(self) -> None:
+        """model_index.json of the parts that are there."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        index: dict[str, Any] = {"_class_name": "AudioLDM2Pipeline", "_diffusers_version": diffusers.__version__}
+        index |= {part: list(cls) for part, cls in HUB_CLASSES.items() if self.has(part)}
+        if self.has("scheduler"):
+            config = json.loads((self.path / "scheduler" / "scheduler_config.json").read_text())
+            index["scheduler"] = ["diffusers", config["_class_name"]]
+        (self.path / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

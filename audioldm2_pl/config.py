@@ -1,0 +1,199 @@
+"""One experiment: the dataclasses of all parts under one roof, and the YAML that fills them.
+
+Every part's config stands directly above the part itself; this file only nests them.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from audioldm2_pl.audio import AudioConfig
+from audioldm2_pl.conditioners import CLAPConfig, T5Config
+from audioldm2_pl.datamodule import DataConfig
+from audioldm2_pl.errors import UserError
+from audioldm2_pl.models.audiomae import AudioMAEConfig
+from audioldm2_pl.models.diffusion import DiffusionConfig
+from audioldm2_pl.models.gpt2 import GPT2Config
+from audioldm2_pl.models.unet import TUNetConfig
+from audioldm2_pl.models.vae import VAEConfig
+from audioldm2_pl.models.vocoder import VocoderConfig
+from audioldm2_pl.training.audiomae import AudioMAETrainingConfig
+from audioldm2_pl.training.clap import CLAPTrainingConfig
+from audioldm2_pl.training.gpt2 import GPT2TrainingConfig
+from audioldm2_pl.training.joint import JointTrainingConfig
+from audioldm2_pl.training.ldm import LDMTrainingConfig
+from audioldm2_pl.training.vae import VAETrainingConfig
+from audioldm2_pl.training.vocoder import VocoderTrainingConfig
+
+STAGE_NAMES = ("clap", "audiomae", "vae", "vocoder", "ldm", "gpt2", "joint")  # in their order of training
+
+
+@dataclass
+class ConditionersConfig:
+    """What turns a prompt into vectors."""
+
+    clap: CLAPConfig = field(default_factory=CLAPConfig)
+    t5: T5Config = field(default_factory=T5Config)
+
+
+@dataclass
+class TrainingConfig:
+    """One recipe a stage."""
+
+    clap: CLAPTrainingConfig = field(default_factory=CLAPTrainingConfig)
+    audiomae: AudioMAETrainingConfig = field(default_factory=AudioMAETrainingConfig)
+    vae: VAETrainingConfig = field(default_factory=VAETrainingConfig)
+    vocoder: VocoderTrainingConfig = field(default_factory=VocoderTrainingConfig)
+    ldm: LDMTrainingConfig = field(default_factory=LDMTrainingConfig)
+    gpt2: GPT2TrainingConfig = field(default_factory=GPT2TrainingConfig)
+    joint: JointTrainingConfig = field(default_factory=JointTrainingConfig)
+
+
+@dataclass
+class TrainerConfig:
+    """Where and how loudly the stages run; no field changes what they compute but `precision`."""
+
+    accelerator: str = "auto"  # auto, cpu, gpu
+    devices: str = "auto"  # a count, or auto for all that are there
+    num_nodes: int = 1  # machines of a torchrun or SLURM job
+    precision: str = "32-true"  # Lightning's names: 32-true, bf16-mixed, 16-mixed
+    num_threads: int | None = None  # of the CPU; null leaves torch's choice
+    loggers: list[str] = field(default_factory=list)  # tensorboard, wandb; the CSV is always written
+    log_every_batches: int = 20  # losses go to the logs this often
+    validate_every_batches: int | None = None  # null never validates
+    validation_batches: int = 8  # batches of the test split in one validation
+    progress_bar: bool = True  # a bar on the terminal
+
+
+@dataclass
+class ExperimentConfig:
+    """The whole recipe of one system: one row of a table."""
+
+    name: str = "experiment"  # names runs/<name>/
+    description: str = ""  # which row of which table, and the number to expect
+    seed: int = 0  # every random draw follows from it
+    runs: str = "runs"  # folder of all runs
+    stages: list[str] = field(default_factory=lambda: list(STAGE_NAMES))  # those to train, in order
+    from_: dict[str, str] = field(default_factory=dict)  # `from:` part -> model folder or hub id to take it from
+    start_from: dict[str, str] = field(default_factory=dict)  # part -> where a stage's first weights come from
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    conditioners: ConditionersConfig = field(default_factory=ConditionersConfig)
+    audiomae: AudioMAEConfig = field(default_factory=AudioMAEConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    vocoder: VocoderConfig = field(default_factory=VocoderConfig)
+    unet: TUNetConfig = field(default_factory=TUNetConfig)
+    gpt2: GPT2Config = field(default_factory=GPT2Config)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.runs) / self.name
+
+    @property
+    def model_folder(self) -> Path:
+        return self.run_folder / "model"
+
+    def __post_init__(self) -> None:
+        for stage in self.stages:
+            if stage not in STAGE_NAMES:
+                raise UserError(f"stages: no stage {stage!r}; there are {', '.join(STAGE_NAMES)}")
+        self.check_fit()
+
+    def check_fit(self) -> None:
+        """Raises UserError where two parts do not fit together."""
+        text_dims = [d for d in self.unet.cross_attention_dim if d is not None]
+        wanted = {
+            "audio.hop_length": (
+                self.audio.hop_length,
+                math.prod(self.vocoder.upsample_rates),
+                "the product of vocoder.upsample_rates",
+            ),
+            "audiomae.num_frames": (
+                self.audiomae.num_frames,
+                self.audio.num_frames,
+                "the frames of audio.clip_seconds",
+            ),
+            "audiomae.num_bins": (self.audiomae.num_bins, self.audio.num_fbank_bins, "audio.num_fbank_bins"),
+            "vae.sample_size": (self.vae.sample_size, self.audio.num_frames, "the frames of audio.clip_seconds"),
+            "unet.sample_size": (
+                self.unet.sample_size,
+                self.audio.num_frames // self.vae.downsampling,
+                "the latent frames of audio.clip_seconds",
+            ),
+            "unet.in_channels": (self.unet.in_channels, self.vae.latent_channels, "vae.latent_channels"),
+            "gpt2.hidden_size": (self.gpt2.hidden_size, self.audiomae.embed_dim, "audiomae.embed_dim"),
+        }
+        if text_dims:
+            wanted["unet.cross_attention_dim (LOA)"] = (text_dims[0], self.audiomae.embed_dim, "audiomae.embed_dim")
+        if self.audio.num_frames % self.audiomae.patch_size:
+            raise UserError(
+                f"audio.clip_seconds={self.audio.clip_seconds} gives {self.audio.num_frames} frames, which AudioMAE's "
+                f"patches of {self.audiomae.patch_size} frames do not divide; choose another length"
+            )
+        for key, (value, other, name) in wanted.items():
+            if value != other:
+                raise UserError(f"{key} is {value}, but {name} is {other}; make them equal")
+
+
+def read_yaml(path: Path) -> DictConfig:
+    """A YAML merged over the files that its `base:` names (a path beside it, or a list of them)."""
+    if not path.is_file():
+        packaged = Path(__file__).parent / "experiments" / path.name
+        if not packaged.is_file():
+            raise UserError(f"{path}: no such experiment file")
+        path = packaged
+    try:
+        content = OmegaConf.load(path)
+    except Exception as error:
+        raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, DictConfig):
+        raise UserError(f"{path}: an experiment is a mapping of keys to values")
+    bases = content.pop("base", [])
+    merged = [read_yaml(path.parent / base) for base in ([bases] if isinstance(bases, str) else bases)]
+    return OmegaConf.merge(*merged, content)  # type: ignore[return-value]
+
+
+def load_experiment(path: str | Path, overrides: list[str] | None = None) -> ExperimentConfig:
+    """Schema, base files, YAML and `key=value` overrides, merged in this order.
+
+    Raises UserError on an unknown key (with the nearest right name), a value of the wrong type, or parts
+    that do not fit together.
+    """
+    content = read_yaml(Path(path))
+    for override in overrides or []:
+        if "=" not in override:
+            raise UserError(f"{override!r}: an override is key=value, for example trainer.devices=2")
+    content = OmegaConf.merge(content, OmegaConf.from_dotlist(overrides or []))
+    assert isinstance(content, DictConfig)
+    if "from" in content:  # a word that Python keeps for itself
+        content["from_"] = content.pop("from")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(ExperimentConfig), content)
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except ConfigKeyError as error:
+        raise UserError(f"{path}: {unknown_key(error)}") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {error.full_key or 'value'}: {str(error).splitlines()[0]}") from None
+
+
+def unknown_key(error: ConfigKeyError) -> str:
+    """One line that names an unknown key and the nearest right one."""
+    key = str(error.key)
+    known = [f.name for f in dataclasses.fields(error.object_type)] if error.object_type else []  # type: ignore[arg-type]
+    near = get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+    return f"unknown key {error.full_key or key!r}; {hint}"
+
+
+def to_plain(config: Any) -> dict:
+    """A config as plain dicts, lists, strings and numbers: what checkpoints and reports store."""
+    return OmegaConf.to_container(OmegaConf.structured(config), resolve=True)  # type: ignore[return-value]

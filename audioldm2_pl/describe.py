@@ -1,0 +1,170 @@
+"""What an experiment is before it runs: settings, lengths, parameters, and the memory that training takes.
+
+Networks are built on the meta device, so a full-size experiment is described on any machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from audioldm2_pl.conditioners import CLAP, T5
+from audioldm2_pl.config import ExperimentConfig, to_plain
+from audioldm2_pl.models.audiomae import AudioMAE, num_loa_vectors
+from audioldm2_pl.models.condition import Condition
+from audioldm2_pl.models.discriminators import MultiPeriodDiscriminator, MultiScaleDiscriminator, PatchGAN
+from audioldm2_pl.models.gpt2 import LOAGenerator, build_gpt2, build_projection
+from audioldm2_pl.models.unet import TUNet
+from audioldm2_pl.models.vae import build_vae
+from audioldm2_pl.models.vocoder import build_vocoder
+
+GIB = 2**30
+BYTES = 4  # of a float32: weights, gradients and Adam's averages are kept in it whatever the precision
+
+# Stage -> networks that it trains, and networks that it only runs.
+TRAINED = {
+    "clap": ("clap",),
+    "audiomae": ("audiomae",),
+    "vae": ("vae", "vae discriminator"),
+    "vocoder": ("vocoder", "vocoder discriminators"),
+    "ldm": ("unet",),
+    "gpt2": ("loa generator",),
+    "joint": ("unet", "loa generator"),
+}
+FROZEN = {
+    "ldm": ("vae", "audiomae", "t5"),
+    "gpt2": ("audiomae", "clap", "t5"),
+    "joint": ("vae", "audiomae", "clap", "t5"),
+}
+
+
+def build_networks(experiment: ExperimentConfig) -> dict[str, nn.Module]:
+    """Every network of the experiment on the meta device; pretrained conditioners are left out."""
+    training = experiment.training
+    with torch.device("meta"):
+        networks: dict[str, nn.Module] = {
+            "audiomae": AudioMAE(experiment.audiomae),
+            "vae": build_vae(experiment.vae),
+            "vae discriminator": PatchGAN(training.vae.discriminator),
+            "vocoder": build_vocoder(experiment.vocoder),
+            "vocoder discriminators": nn.ModuleList(
+                [
+                    MultiPeriodDiscriminator(training.vocoder.period_discriminator),
+                    MultiScaleDiscriminator(training.vocoder.scale_discriminator),
+                ]
+            ),
+            "unet": TUNet(experiment.unet),
+        }
+        if experiment.conditioners.clap.pretrained is None:
+            networks["clap"] = CLAP.build(experiment.conditioners.clap)
+        if experiment.conditioners.t5.pretrained is None:
+            networks["t5"] = T5.build(experiment.conditioners.t5)
+        if experiment.gpt2.pretrained is None:
+            gpt2 = build_gpt2(experiment.gpt2, num_loa_vectors(experiment.audiomae))
+            networks["loa generator"] = LOAGenerator(
+                gpt2, build_projection(condition_dims(experiment), experiment.gpt2)
+            )
+    # some buffers are made by NumPy, which knows no meta device
+    return {name: network.to("meta") for name, network in networks.items()}
+
+
+def condition_dims(experiment: ExperimentConfig) -> list[int]:
+    """Widths of CLAP's and T5's embeddings: the config's, or of a pretrained pair those the T-UNet expects."""
+    clap, t5 = experiment.conditioners.clap, experiment.conditioners.t5
+    text_dims = [dim for dim in experiment.unet.cross_attention_dim if dim is not None]
+    pretrained_dim = text_dims[1] if len(text_dims) > 1 else t5.d_model
+    return [clap.projection_dim, t5.d_model if t5.pretrained is None else pretrained_dim]
+
+
+def num_parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def saved_bytes(run: Any) -> int:
+    """Bytes that autograd keeps for the backward pass of `run()`."""
+    total = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal total
+        if not isinstance(tensor, nn.Parameter):
+            total += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return total
+
+
+def activation_bytes(experiment: ExperimentConfig, stage: str, networks: dict[str, nn.Module]) -> int:
+    """Activations of one batch of a stage's main network, counted on the meta device in float32."""
+    audio, config = experiment.audio, getattr(experiment.training, stage)
+    num_frames = round((config.crop_seconds or audio.clip_seconds) * audio.frames_per_second)
+    with torch.device("meta"):
+        if stage == "audiomae":
+            fbank = torch.empty(config.batch_size, 1, experiment.audiomae.num_frames, experiment.audiomae.num_bins)
+            return saved_bytes(lambda: networks["audiomae"](fbank))
+        if stage == "vae":
+            log_mel = torch.empty(config.batch_size, 1, num_frames, audio.num_mel_bins)
+            return saved_bytes(lambda: networks["vae"](log_mel))
+        if stage == "vocoder":
+            log_mel = torch.empty(config.batch_size, num_frames, audio.num_mel_bins)
+            return saved_bytes(lambda: networks["vocoder"](log_mel))
+        if stage in ("ldm", "joint"):
+            latent_bins = audio.num_mel_bins // experiment.vae.downsampling
+            latent = torch.empty(
+                config.batch_size, experiment.unet.in_channels, experiment.unet.sample_size, latent_bins
+            )
+            timestep = torch.zeros(config.batch_size)
+            lengths = [num_loa_vectors(experiment.audiomae, 1 if stage == "ldm" else None), 32]
+            dims = [dim for dim in experiment.unet.cross_attention_dim if dim is not None]
+            conditions = [
+                Condition(
+                    torch.empty(config.batch_size, length, dim),
+                    torch.ones(config.batch_size, length, dtype=torch.bool),
+                )
+                for length, dim in zip(lengths, dims)
+            ]
+            return saved_bytes(lambda: networks["unet"](latent, timestep, conditions))
+    return 0
+
+
+def training_memory(experiment: ExperimentConfig, stage: str, networks: dict[str, nn.Module]) -> float:
+    """GiB on one device: weights, gradients, Adam's two averages, the EMA, frozen weights, activations."""
+    config = getattr(experiment.training, stage)
+    trained = sum(num_parameters(networks[name]) for name in TRAINED[stage] if name in networks)
+    frozen = sum(num_parameters(networks[name]) for name in FROZEN.get(stage, ()) if name in networks)
+    copies = 4 + (config.ema_decay is not None)
+    half = 0.5 if experiment.trainer.precision in ("bf16-mixed", "16-mixed") else 1.0
+    return (BYTES * (copies * trained + frozen) + half * activation_bytes(experiment, stage, networks)) / GIB
+
+
+def describe(experiment: ExperimentConfig) -> str:
+    """The text of `audioldm2 describe`."""
+    audio, mae = experiment.audio, experiment.audiomae
+    networks = build_networks(experiment)
+    rows, columns = mae.num_frames // mae.patch_size, mae.num_bins // mae.patch_size
+    latent_bins = audio.num_mel_bins // experiment.vae.downsampling
+    lines = ["# settings", OmegaConf.to_yaml(OmegaConf.create(to_plain(experiment))).rstrip(), "", "# lengths"]
+    lines += [
+        f"waveform        {audio.num_samples:,} samples: {audio.clip_seconds} s at {audio.sample_rate:,} Hz",
+        f"log-mel         {audio.num_frames} frames × {audio.num_mel_bins} bins",
+        f"latent          {experiment.unet.in_channels} × {experiment.unet.sample_size} × {latent_bins}",
+        f"fbank           {mae.num_frames} frames × {mae.num_bins} bins: {rows} × {columns} patches × {mae.embed_dim}",
+        "LOA             " + ", ".join(f"λ={k}: {num_loa_vectors(mae, k)}" for k in (1, 2, 4, 8) if rows >= k)
+        + f" vectors; generation takes λ={mae.pooling}",
+        "",
+        "# parameters",
+    ]  # fmt: skip
+    lines += [f"{name:<24}{num_parameters(network) / 1e6:10.2f} M" for name, network in networks.items()]
+    for name, config in (("clap", experiment.conditioners.clap), ("t5", experiment.conditioners.t5)):
+        if config.pretrained is not None:
+            lines.append(f"{name:<24}{config.pretrained:>12}")
+    lines += ["", "# training memory, estimated, on each device (CLAP's and GPT-2's activations are not counted)"]
+    for stage in experiment.stages:
+        config = getattr(experiment.training, stage)
+        memory = training_memory(experiment, stage, networks)
+        lines.append(f"{stage:<10}{config.batches:>10,} batches of {config.batch_size:<4}{memory:8.2f} GiB")
+    return "\n".join(lines)

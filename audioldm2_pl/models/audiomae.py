@@ -1,0 +1,172 @@
+"""AudioMAE, and the language of audio (LOA) that is read off it.
+
+A masked autoencoder on patches of a filter bank (paper §III-B1; Huang et al., "Masked Autoencoders that Listen",
+2022). Parameter names are those of the authors' checkpoint. LOA: the encoder's last layers averaged, the grid of
+time × frequency pooled by λ (§III-B2).
+
+Letters: B batch, T' patches in time, F' patches in frequency, P = T'F', D dim, L = P / λ² vectors.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+
+@dataclass
+class AudioMAEConfig:
+    """Encoder, decoder and the reading of LOA."""
+
+    num_frames: int = 1024  # of the filter bank: 10.24 s
+    num_bins: int = 128  # of the filter bank
+    patch_size: int = 16  # frames and bins of a patch
+    embed_dim: int = 768  # of the encoder, and so of LOA
+    depth: int = 12  # encoder blocks
+    num_heads: int = 12  # of the encoder
+    decoder_dim: int = 512  # of the decoder, which only pretraining uses
+    decoder_depth: int = 8  # decoder blocks
+    decoder_heads: int = 16  # of the decoder
+    mask_ratio: float = 0.8  # share of patches that the encoder does not see in pretraining
+    normalise_patches: bool = True  # reconstruct each patch less its mean, over its deviation
+    loa_layers: int = 3  # encoder blocks averaged for LOA: the authors' code takes the last 3, the paper says 16
+    pooling: int = 8  # λ of generation
+
+
+def sincos_positions(dim: int, num_rows: int, num_columns: int) -> Tensor:
+    """Fixed 2-D sine-cosine position embedding, (1 + rows · columns, dim); the first row, CLS, is zero."""
+    frequencies = 1.0 / 10_000 ** (np.arange(dim // 4) / (dim / 4.0))
+
+    def one_axis(positions: np.ndarray) -> np.ndarray:
+        angles = positions.reshape(-1, 1) * frequencies
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)  # (P, dim / 2)
+
+    rows, columns = np.meshgrid(np.arange(num_rows), np.arange(num_columns), indexing="ij")
+    grid = np.concatenate([one_axis(columns), one_axis(rows)], axis=1)
+    return torch.from_numpy(np.concatenate([np.zeros((1, dim)), grid])).float()
+
+
+def pool_loa(grid: Tensor, pooling: int) -> Tensor:
+    """(B, T', F', D) => Y_λ (B, L, D): (average + maximum) / 2 over λ × min(λ, F') cells, time-major (§III-B2)."""
+    x = grid.permute(0, 3, 1, 2)  # (B, D, T', F')
+    size = (pooling, min(pooling, grid.shape[2]))
+    x = (F.avg_pool2d(x, size) + F.max_pool2d(x, size)) / 2
+    return x.flatten(2).transpose(1, 2)
+
+
+class PatchEmbed(nn.Module):
+    """fbank (B, 1, frames, bins) => patches (B, P, D), time-major."""
+
+    def __init__(self, patch_size: int, dim: int):
+        super().__init__()
+        self.proj = nn.Conv2d(1, dim, patch_size, patch_size)
+
+    def forward(self, fbank: Tensor) -> Tensor:
+        return self.proj(fbank).flatten(2).transpose(1, 2)
+
+
+class AudioMAE(nn.Module):
+    def __init__(self, config: AudioMAEConfig):
+        super().__init__()
+        self.config = config
+        c = config
+        self.grid = (c.num_frames // c.patch_size, c.num_bins // c.patch_size)  # T', F'
+        layer_norm = partial(nn.LayerNorm, eps=1e-6)
+        block = partial(Block, mlp_ratio=4, qkv_bias=True, norm_layer=layer_norm)  # type: ignore[arg-type]
+
+        self.patch_embed = PatchEmbed(c.patch_size, c.embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, c.embed_dim))
+        self.pos_embed = nn.Parameter(sincos_positions(c.embed_dim, *self.grid).unsqueeze(0), requires_grad=False)
+        self.blocks = nn.ModuleList([block(c.embed_dim, c.num_heads) for _ in range(c.depth)])
+        self.norm = layer_norm(c.embed_dim)
+
+        self.decoder_embed = nn.Linear(c.embed_dim, c.decoder_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, c.decoder_dim))
+        positions = sincos_positions(c.decoder_dim, *self.grid).unsqueeze(0)
+        self.decoder_pos_embed = nn.Parameter(positions, requires_grad=False)
+        self.decoder_blocks = nn.ModuleList([block(c.decoder_dim, c.decoder_heads) for _ in range(c.decoder_depth)])
+        self.decoder_norm = layer_norm(c.decoder_dim)
+        self.decoder_pred = nn.Linear(c.decoder_dim, c.patch_size**2)
+        self.apply(init_weights)
+        nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def embed(self, fbank: Tensor) -> Tensor:
+        """fbank (B, 1, frames, bins) => patches with their positions (B, P, D)."""
+        return self.patch_embed(fbank) + self.pos_embed[:, 1:]
+
+    def with_cls(self, patches: Tensor) -> Tensor:
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
+        return torch.cat([cls, patches], dim=1)  # (B, 1 + P, D)
+
+    def forward_encoder(self, fbank: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The visible patches encoded: (B, 1 + kept, D), mask (B, P) with 1 = removed, order (B, P) to restore."""
+        x = self.embed(fbank)
+        num_kept = max(1, round(x.shape[1] * (1 - self.config.mask_ratio)))
+        shuffle = torch.rand(x.shape[:2], device=x.device).argsort(dim=1)
+        restore = shuffle.argsort(dim=1)
+        kept = shuffle[:, :num_kept].unsqueeze(-1).expand(-1, -1, x.shape[2])
+        mask = (restore >= num_kept).float()
+        x = self.with_cls(x.gather(1, kept))
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x), mask, restore
+
+    def forward_decoder(self, encoded: Tensor, restore: Tensor) -> Tensor:
+        """(B, 1 + kept, D) => every patch's pixels (B, P, patch²)."""
+        x = self.decoder_embed(encoded)
+        num_masked = restore.shape[1] + 1 - x.shape[1]
+        patches = torch.cat([x[:, 1:], self.mask_token.expand(len(x), num_masked, -1)], dim=1)
+        patches = patches.gather(1, restore.unsqueeze(-1).expand(-1, -1, x.shape[2]))
+        x = torch.cat([x[:, :1], patches], dim=1) + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_pred(self.decoder_norm(x))[:, 1:]
+
+    def forward_loss(self, fbank: Tensor, predicted: Tensor, mask: Tensor) -> Tensor:
+        """Mean squared error on the removed patches."""
+        p = self.config.patch_size
+        target = F.unfold(fbank, p, stride=p).transpose(1, 2)  # (B, P, patch²)
+        if self.config.normalise_patches:
+            variance, mean = torch.var_mean(target, dim=2, keepdim=True)
+            target = (target - mean) / (variance + 1e-6).sqrt()
+        error = (predicted - target).square().mean(2)  # (B, P)
+        return (error * mask).sum() / mask.sum()
+
+    def forward(self, fbank: Tensor) -> Tensor:
+        """The pretraining loss of fbank (B, 1, frames, bins)."""
+        encoded, mask, restore = self.forward_encoder(fbank)
+        return self.forward_loss(fbank, self.forward_decoder(encoded, restore), mask)
+
+    def features(self, fbank: Tensor) -> Tensor:
+        """fbank (B, 1, frames, bins) => (B, T', F', D): no masks, the last `loa_layers` normed blocks averaged."""
+        x = self.with_cls(self.embed(fbank))
+        num_layers = min(self.config.loa_layers, len(self.blocks))
+        layers = []
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i >= len(self.blocks) - num_layers:
+                layers.append(self.norm(x))
+        mean = torch.stack(layers).mean(0)[:, 1:]  # (B, P, D)
+        return mean.unflatten(1, self.grid)
+
+    def loa(self, fbank: Tensor, pooling: int | None = None) -> Tensor:
+        """fbank (B, 1, frames, bins) => Y_λ (B, L, D), with λ of the config unless it is given."""
+        return pool_loa(self.features(fbank), pooling or self.config.pooling)
+
+
+def num_loa_vectors(config: AudioMAEConfig, pooling: int | None = None) -> int:
+    """L of a whole clip."""
+    pooling = pooling or config.pooling
+    num_rows, num_columns = config.num_frames // config.patch_size, config.num_bins // config.patch_size
+    return (num_rows // pooling) * (num_columns // min(pooling, num_columns))
+
+
+def init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight.flatten(1))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

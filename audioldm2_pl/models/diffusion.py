@@ -1,0 +1,133 @@
+"""Latent diffusion: noising, targets, the loss, guidance, and the sampling loop (paper §III-D).
+
+Letters: B batch, C channels, H × W the latent's time × frequency.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import diffusers
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, DDPMScheduler  # pyright: ignore[reportPrivateImportUsage]
+from torch import Tensor
+
+from audioldm2_pl.errors import UserError
+
+# Name in the YAML -> diffusers' scheduler and what it is built with.
+SAMPLERS: dict[str, tuple[str, dict]] = {
+    "ddim": ("DDIMScheduler", {"set_alpha_to_one": False, "steps_offset": 1}),
+    "ddpm": ("DDPMScheduler", {"steps_offset": 1}),
+    "dpm-solver++": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True, "steps_offset": 1}),
+    "unipc": ("UniPCMultistepScheduler", {"steps_offset": 1}),
+    "euler": ("EulerDiscreteScheduler", {"steps_offset": 1}),
+    "heun": ("HeunDiscreteScheduler", {"steps_offset": 1}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1}),
+}
+
+
+@dataclass
+class DiffusionConfig:
+    """The noise schedule, what the T-UNet predicts, and how samples are drawn."""
+
+    num_timesteps: int = 1000  # of the forward process
+    beta_start: float = 0.0015  # of the scaled-linear schedule
+    beta_end: float = 0.0195  # the same
+    prediction: str = "epsilon"  # epsilon, or v_prediction
+    condition_dropout: float = 0.1  # probability of training without conditions, for guidance
+    dropout_unit: str = "batch"  # batch: all its clips together, as the authors' code; sample: each clip by itself
+    sampler: str = "ddim"  # a name of SAMPLERS
+    num_steps: int = 200  # sampling steps
+    guidance_scale: float = 3.5  # 1 is no guidance
+    eta: float = 1.0  # noise put back by DDIM: 1 in the authors' code, 0 in diffusers
+
+    def __post_init__(self) -> None:
+        choices = {
+            "prediction": ("epsilon", "v_prediction"),
+            "dropout_unit": ("batch", "sample"),
+            "sampler": tuple(SAMPLERS),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"diffusion.{name}={getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+
+
+def build_scheduler(config: DiffusionConfig):
+    """diffusers' scheduler of the config's sampler."""
+    name, settings = SAMPLERS[config.sampler]
+    common = {
+        "num_train_timesteps": config.num_timesteps,
+        "beta_start": config.beta_start,
+        "beta_end": config.beta_end,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": config.prediction,
+        "timestep_spacing": "leading",
+    }
+    if name in ("DDIMScheduler", "DDPMScheduler"):
+        common["clip_sample"] = False
+    return getattr(diffusers, name)(**common, **settings)
+
+
+def signal_shares(config: DiffusionConfig) -> Tensor:
+    """ᾱ_t, the share of the signal's variance that is left at each timestep, (num_timesteps,)."""
+    betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, config.num_timesteps, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, dim=0).float()
+
+
+def q_sample(latent: Tensor, noise: Tensor, share: Tensor) -> Tensor:
+    """z_t = √ᾱ_t z_0 + √(1 - ᾱ_t) ε (Equation 5), with ᾱ_t (B,)."""
+    share = share.view(-1, 1, 1, 1)
+    return share.sqrt() * latent + (1 - share).sqrt() * noise
+
+
+def diffusion_target(config: DiffusionConfig, latent: Tensor, noise: Tensor, share: Tensor) -> Tensor:
+    """What the T-UNet is to predict: ε, or v = √ᾱ_t ε - √(1 - ᾱ_t) z_0."""
+    return noise if config.prediction == "epsilon" else q_sample(noise, -latent, share)
+
+
+def diffusion_loss(config: DiffusionConfig, predict: Callable[[Tensor, Tensor], Tensor], latent: Tensor) -> Tensor:
+    """Mean squared error at a random timestep of each clip (Equation 7). `predict(noisy latent, timestep)`."""
+    timestep = torch.randint(config.num_timesteps, (len(latent),), device=latent.device)
+    share = signal_shares(config).to(latent.device)[timestep]
+    noise = torch.randn(latent.shape, device=latent.device)
+    predicted = predict(q_sample(latent, noise, share), timestep)
+    return F.mse_loss(predicted.float(), diffusion_target(config, latent, noise, share))
+
+
+def draw_dropped(config: DiffusionConfig, batch_size: int) -> Tensor:
+    """(B,) bool: which clips of a batch are trained without their conditions."""
+    count = 1 if config.dropout_unit == "batch" else batch_size
+    return (torch.rand(count) < config.condition_dropout).expand(batch_size)
+
+
+def guide(unconditional: Tensor, conditional: Tensor, guidance_scale: float) -> Tensor:
+    """Classifier-free guidance (Equation 8 with w = 1 - scale): e_u + s (e_c - e_u)."""
+    return unconditional + guidance_scale * (conditional - unconditional)
+
+
+def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+    """One draw per sample from its own generator: a sample does not depend on its neighbours."""
+    return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
+
+
+def sample(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    scheduler,
+    shape: Sequence[int],
+    num_steps: int,
+    generators: Sequence[torch.Generator],
+    device: torch.device | str = "cpu",
+    eta: float = 0.0,
+) -> Tensor:
+    """Latents (B, C, H, W) out of noise. `predict(noisy latent, timestep)` is already guided."""
+    scheduler.set_timesteps(num_steps)
+    latent = draw_noise(shape, generators).to(device) * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        prediction = predict(scheduler.scale_model_input(latent, timestep), timestep.to(device))
+        extra: dict = {}
+        if isinstance(scheduler, DDIMScheduler) and eta > 0:
+            extra = {"eta": eta, "variance_noise": draw_noise(shape, generators).to(device)}
+        elif isinstance(scheduler, DDPMScheduler):
+            extra = {"generator": list(generators)}
+        latent = scheduler.step(prediction, timestep, latent, **extra, return_dict=False)[0]
+    return latent

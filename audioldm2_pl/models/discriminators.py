@@ -1,0 +1,191 @@
+"""Discriminators of the two adversarial stages, and their losses.
+
+`PatchGAN` judges log-mels for the VAE; `MultiPeriodDiscriminator` and `MultiScaleDiscriminator` judge waveforms for
+the vocoder. All return (logits, features): one tensor of logits per sub-discriminator, and the activations of every
+layer of every sub-discriminator for feature matching.
+
+Letters: B batch, T samples, F frames, M mel bins, C channels.
+"""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+
+from audioldm2_pl.errors import UserError
+
+Judgement = tuple[list[Tensor], list[Tensor]]  # (logits, features)
+
+
+@dataclass
+class PatchGANConfig:
+    """Defaults as the authors' VAE training code has them."""
+
+    base_channels: int = 64  # width of the first layer; doubled a layer, at most eightfold
+    num_layers: int = 3  # strided layers; each halves frames and mel bins
+
+
+class PatchGAN(nn.Module):
+    """log-mel (B, 1, F, M) => logits of overlapping patches (Isola et al. 2017, arXiv:1611.07004, Sec. 3.2.2)."""
+
+    def __init__(self, config: PatchGANConfig):
+        super().__init__()
+        widths = [config.base_channels * min(2**i, 8) for i in range(config.num_layers + 1)]
+        self.layers = nn.ModuleList([nn.Conv2d(1, widths[0], 4, stride=2, padding=1)])
+        for i, (width_in, width_out) in enumerate(pairwise(widths)):
+            stride = 2 if i < config.num_layers - 1 else 1
+            convolution = nn.Conv2d(width_in, width_out, 4, stride, padding=1, bias=False)
+            self.layers.append(nn.Sequential(convolution, nn.BatchNorm2d(width_out)))
+        self.output = nn.Conv2d(widths[-1], 1, 4, stride=1, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1.0, 0.02)
+
+    def forward(self, log_mel: Tensor) -> Judgement:
+        features, x = [], log_mel
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.2)  # (B, C, F / 2^i, M / 2^i)
+            features.append(x)
+        return [self.output(x)], features
+
+
+@dataclass
+class MultiPeriodConfig:
+    """Defaults: HiFi-GAN's, 41.1 M parameters."""
+
+    periods: list[int] = field(default_factory=lambda: [2, 3, 5, 7, 11])  # samples; one sub-discriminator each
+    channels: list[int] = field(default_factory=lambda: [32, 128, 512, 1024, 1024])  # width of each layer
+
+
+class PeriodDiscriminator(nn.Module):
+    """Sees the waveform as a picture of `period` columns, convolved along the rows only (HiFi-GAN Sec. 2.3)."""
+
+    def __init__(self, period: int, channels: list[int]):
+        super().__init__()
+        self.period = period
+        self.layers = nn.ModuleList()
+        for i, (width_in, width_out) in enumerate(zip([1, *channels], channels)):
+            stride = 3 if i < len(channels) - 1 else 1
+            convolution = nn.Conv2d(width_in, width_out, (5, 1), (stride, 1), padding=(2, 0))
+            self.layers.append(weight_norm(convolution))
+        self.output = weight_norm(nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0)))
+
+    def forward(self, waveform: Tensor) -> tuple[Tensor, list[Tensor]]:
+        waveform = F.pad(waveform, (0, -waveform.shape[1] % self.period), mode="reflect")
+        x = waveform.unflatten(1, (-1, self.period)).unsqueeze(1)  # (B, 1, T / period, period)
+        features = []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.1)  # (B, C, T / (period · 3^i), period)
+            features.append(x)
+        logits = self.output(x)
+        return logits, [*features, logits]
+
+
+class MultiPeriodDiscriminator(nn.Module):
+    """waveform (B, T) => judgement of one sub-discriminator per period (HiFi-GAN Sec. 2.3)."""
+
+    def __init__(self, config: MultiPeriodConfig):
+        super().__init__()
+        channels = list(config.channels)
+        self.discriminators = nn.ModuleList(PeriodDiscriminator(p, channels) for p in config.periods)
+
+    def forward(self, waveform: Tensor) -> Judgement:
+        return gather([discriminator(waveform) for discriminator in self.discriminators])
+
+
+@dataclass
+class MultiScaleConfig:
+    """Defaults: HiFi-GAN's, 29.6 M parameters. The lists have one entry per layer."""
+
+    num_scales: int = 3  # sub-discriminators; each hears half the rate of the one before
+    channels: list[int] = field(default_factory=lambda: [128, 128, 256, 512, 1024, 1024, 1024])
+    kernel_sizes: list[int] = field(default_factory=lambda: [15, 41, 41, 41, 41, 41, 5])
+    strides: list[int] = field(default_factory=lambda: [1, 2, 2, 4, 4, 1, 1])
+    groups: list[int] = field(default_factory=lambda: [1, 4, 16, 16, 16, 16, 1])  # divide both widths
+
+
+class ScaleDiscriminator(nn.Module):
+    """One scale of `MultiScaleDiscriminator`: grouped strided convolutions, as MelGAN's (arXiv:1910.06711)."""
+
+    def __init__(self, config: MultiScaleConfig, spectral: bool):
+        super().__init__()
+        normalise = spectral_norm if spectral else weight_norm
+        rows = zip([1, *config.channels], config.channels, config.kernel_sizes, config.strides, config.groups)
+        self.layers = nn.ModuleList(
+            normalise(nn.Conv1d(w_in, w_out, kernel, stride, padding=kernel // 2, groups=groups))
+            for w_in, w_out, kernel, stride, groups in rows
+        )
+        self.output = normalise(nn.Conv1d(config.channels[-1], 1, 3, padding=1))
+
+    def forward(self, waveform: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x, features = waveform.unsqueeze(1), []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.1)  # (B, C, T / strides)
+            features.append(x)
+        logits = self.output(x)
+        return logits, [*features, logits]
+
+
+class MultiScaleDiscriminator(nn.Module):
+    """waveform (B, T) => judgement at the full rate, a half, a quarter, ... (HiFi-GAN Sec. 2.3).
+
+    The first scale has spectral norm, the others weight norm. Raises UserError where the lists do not match.
+    """
+
+    def __init__(self, config: MultiScaleConfig):
+        super().__init__()
+        lists = (config.channels, config.kernel_sizes, config.strides, config.groups)
+        widths = zip([1, *config.channels], config.channels, config.groups)
+        if len({len(values) for values in lists}) > 1 or any(a % g or b % g for a, b, g in widths):
+            raise UserError(
+                "the multi-scale discriminator's channels, kernel_sizes, strides and groups must be of one length, "
+                "and each layer's groups must divide its widths"
+            )
+        self.discriminators = nn.ModuleList(
+            ScaleDiscriminator(config, spectral=i == 0) for i in range(config.num_scales)
+        )
+
+    def forward(self, waveform: Tensor) -> Judgement:
+        judgements = []
+        for i, discriminator in enumerate(self.discriminators):
+            if i:
+                waveform = F.avg_pool1d(waveform.unsqueeze(1), 4, 2, padding=2).squeeze(1)  # half the rate
+            judgements.append(discriminator(waveform))
+        return gather(judgements)
+
+
+def gather(judgements: list[tuple[Tensor, list[Tensor]]]) -> Judgement:
+    """The (logits, features) of several sub-discriminators in one pair of lists."""
+    return [logits for logits, _ in judgements], [f for _, features in judgements for f in features]
+
+
+def hinge_discriminator_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
+    """Hinge loss of the discriminator's logits, halved as the authors' code has it."""
+    losses = [0.5 * (F.relu(1.0 - r).mean() + F.relu(1.0 + f).mean()) for r, f in zip(real, fake)]
+    return torch.stack(losses).sum()
+
+
+def hinge_generator_loss(fake: list[Tensor]) -> Tensor:
+    """What the generator lowers against a hinge discriminator."""
+    return torch.stack([-logits.mean() for logits in fake]).sum()
+
+
+def least_squares_discriminator_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
+    """HiFi-GAN Eq. 1, summed over sub-discriminators."""
+    losses = [(1.0 - r).square().mean() + f.square().mean() for r, f in zip(real, fake)]
+    return torch.stack(losses).sum()
+
+
+def least_squares_generator_loss(fake: list[Tensor]) -> Tensor:
+    """HiFi-GAN Eq. 2, summed over sub-discriminators."""
+    return torch.stack([(1.0 - logits).square().mean() for logits in fake]).sum()
+
+
+def feature_matching_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
+    """HiFi-GAN Eq. 4: L1 between the activations for real and generated sound, summed over layers."""
+    return torch.stack([F.l1_loss(f, r.detach()) for r, f in zip(real, fake)]).sum()

@@ -1,0 +1,113 @@
+"""The GPT-2 that speaks LOA: it continues [SOS, CLAP, EOS, SOS, T5, EOS] with the vectors of LOA (paper §III-C).
+
+GPT-2 is transformers', the projections and the SOS/EOS embeddings are diffusers', so that both go to and come from
+the published folders as they are.
+
+Letters: B batch, P length of the prefix, L vectors of LOA, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AudioLDM2ProjectionModel  # pyright: ignore[reportPrivateImportUsage]
+from torch import Tensor, nn
+from transformers import DynamicCache, GPT2LMHeadModel
+from transformers import GPT2Config as TransformersGPT2Config
+
+from audioldm2_pl.models.condition import Condition
+
+
+@dataclass
+class GPT2Config:
+    """GPT-2's size; `pretrained` starts from a text model's weights (paper §III-C)."""
+
+    pretrained: str | None = None  # hub id or folder of a GPT-2, such as openai-community/gpt2; null starts at random
+    hidden_size: int = 768  # equals AudioMAE's
+    num_layers: int = 12  # blocks
+    num_heads: int = 12  # per block
+    num_positions: int = 1024  # prefix and LOA together
+    dropout: float = 0.1  # on embeddings, attention and residuals
+
+
+def build_gpt2(config: GPT2Config, num_loa_vectors: int) -> GPT2LMHeadModel:
+    """GPT-2 with a vocabulary of one word: LOA comes in and goes out as vectors."""
+    if config.pretrained is not None:
+        model = GPT2LMHeadModel.from_pretrained(config.pretrained)
+    else:
+        model = GPT2LMHeadModel(
+            TransformersGPT2Config(
+                n_embd=config.hidden_size, n_layer=config.num_layers, n_head=config.num_heads,
+                n_positions=config.num_positions, vocab_size=1, bos_token_id=0, eos_token_id=0,
+                resid_pdrop=config.dropout, embd_pdrop=config.dropout, attn_pdrop=config.dropout,
+            )
+        )  # fmt: skip
+    model.config.max_new_tokens = num_loa_vectors  # where the hub's pipeline looks for the length of LOA
+    return model
+
+
+def build_projection(condition_dims: list[int], config: GPT2Config) -> AudioLDM2ProjectionModel:
+    """The linear maps of two conditions into GPT-2's width, with an SOS and an EOS for each."""
+    first, second = condition_dims
+    return AudioLDM2ProjectionModel(first, second, config.hidden_size)
+
+
+class LOAGenerator(nn.Module):
+    """Conditions => LOA.
+
+    Positions are counted over the attention mask, so padding in a batch does not move a prompt's vectors: a prompt
+    has the same LOA alone and beside longer ones.
+    """
+
+    def __init__(self, gpt2: GPT2LMHeadModel, projection: AudioLDM2ProjectionModel):
+        super().__init__()
+        self.gpt2 = gpt2
+        self.projection = projection
+        # Word embeddings have no part in this; a gradient that never comes would stop DDP.
+        self.gpt2.transformer.wte.requires_grad_(False)
+
+    @property
+    def num_loa_vectors(self) -> int:
+        return self.gpt2.config.max_new_tokens
+
+    def prefix(self, conditions: list[Condition]) -> Condition:
+        """[CLAP, T5] => [SOS, CLAP, EOS, SOS, T5, EOS] in GPT-2's width, (B, P, D)."""
+        first, second = conditions
+        output = self.projection(
+            hidden_states=first.embedding,
+            hidden_states_1=second.embedding,
+            attention_mask=first.mask.long(),
+            attention_mask_1=second.mask.long(),
+        )
+        return Condition(output.hidden_states, output.attention_mask)
+
+    def teacher_forced(self, conditions: list[Condition], loa: Tensor) -> Tensor:
+        """Each vector predicted from the conditions and the true vectors before it, (B, L, D) (Equation 3)."""
+        prefix = self.prefix(conditions)
+        embeds = torch.cat([prefix.embedding, loa[:, :-1].to(prefix.embedding.dtype)], dim=1)  # (B, P + L - 1, D)
+        mask = torch.cat([prefix.mask, prefix.mask.new_ones(loa.shape[0], loa.shape[1] - 1)], dim=1)
+        hidden = self.gpt2.transformer(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions(mask), use_cache=False
+        ).last_hidden_state
+        return hidden[:, -loa.shape[1] :]
+
+    def generate(self, conditions: list[Condition], num_vectors: int | None = None, use_cache: bool = True) -> Tensor:
+        """LOA one vector after the other, (B, L, D). Differentiable: joint finetuning goes back through it."""
+        prefix = self.prefix(conditions)
+        embeds, mask = prefix.embedding, prefix.mask
+        cache = DynamicCache(config=self.gpt2.config) if use_cache else None
+        vectors: list[Tensor] = []
+        for _ in range(num_vectors or self.num_loa_vectors):
+            position_ids = positions(mask)[:, -embeds.shape[1] :]
+            output = self.gpt2.transformer(
+                inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids,
+                past_key_values=cache, use_cache=use_cache,
+            )  # fmt: skip
+            vectors.append(output.last_hidden_state[:, -1:])
+            embeds = vectors[-1] if use_cache else torch.cat([embeds, vectors[-1]], dim=1)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        return torch.cat(vectors, dim=1)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """(B, N) attention mask => each token's number among the real ones."""
+    return (mask.cumsum(1) - 1).clamp(min=0)

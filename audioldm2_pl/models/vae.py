@@ -1,0 +1,112 @@
+"""The VAE that compresses log-mels into the latents in which diffusion runs (paper Sec. III-C).
+
+The network is `diffusers.AutoencoderKL`: a folder of ours opens in stock diffusers, and published ones open here.
+
+Letters: B batch, F frames, M mel bins, C latent channels, r downsampling factor.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor, nn
+
+from audioldm2_pl.errors import UserError
+
+INITIAL_LOG_MEL = -6.0  # what a fresh decoder says of every bin
+
+
+@dataclass
+class VAEConfig:
+    """Convolutional VAE; every level but the last halves time and frequency. Defaults: the published model."""
+
+    block_out_channels: list[int] = field(default_factory=lambda: [128, 256, 512])  # width of each level
+    layers_per_block: int = 2  # residual blocks a level; the decoder has one more
+    latent_channels: int = 8  # C
+    norm_num_groups: int = 32  # of every group norm; divides all widths
+    mid_attention: bool = True  # self-attention between encoder and decoder, over all latent positions
+    sample_size: int = 1024  # frames of a full clip, kept for diffusers' tools
+    scaling_factor: float = 0.4110932946205139  # 1 / std of the latents; training measures its own
+
+    @property
+    def downsampling(self) -> int:
+        """Frames (and mel bins) to one latent position."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+def build_vae(config: VAEConfig) -> AutoencoderKL:
+    """A freshly initialised VAE. Raises UserError where the widths do not fit the groups."""
+    widths = list(config.block_out_channels)
+    if not widths or any(width % config.norm_num_groups for width in widths):
+        raise UserError(
+            f"vae.block_out_channels={widths} has a width that vae.norm_num_groups="
+            f"{config.norm_num_groups} does not divide; change one of them"
+        )
+    vae = AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),  # type: ignore[arg-type]
+        up_block_types=("UpDecoderBlock2D",) * len(widths),  # type: ignore[arg-type]
+        block_out_channels=tuple(widths),  # type: ignore[arg-type]
+        layers_per_block=config.layers_per_block,
+        latent_channels=config.latent_channels,
+        norm_num_groups=config.norm_num_groups,
+        mid_block_add_attention=config.mid_attention,
+        sample_size=config.sample_size,
+        scaling_factor=config.scaling_factor,
+    )
+    # Log-mels lie between -11.5 and about 3; a decoder that starts at 0 spends hundreds of steps on the offset.
+    nn.init.constant_(vae.decoder.conv_out.bias, INITIAL_LOG_MEL)  # type: ignore[arg-type]
+    return vae
+
+
+def encode(vae: AutoencoderKL, log_mel: Tensor) -> DiagonalGaussianDistribution:
+    """log-mel (B, 1, F, M) => posterior over latents (B, C, F / r, M / r), not yet scaled; float32 under autocast too.
+
+    Raises UserError where r does not divide F or M.
+    """
+    downsampling = 2 ** (len(vae.config["block_out_channels"]) - 1)
+    if log_mel.shape[2] % downsampling or log_mel.shape[3] % downsampling:
+        raise UserError(
+            f"a log-mel of {log_mel.shape[2]} frames × {log_mel.shape[3]} bins does not divide by the VAE's "
+            f"downsampling of {downsampling}; change the length of the clip or crop"
+        )
+    posterior = vae.encode(log_mel, return_dict=False)[0]
+    return DiagonalGaussianDistribution(posterior.parameters.float())
+
+
+def latent_of(vae: AutoencoderKL, log_mel: Tensor, sample: bool = True) -> Tensor:
+    """log-mel (B, 1, F, M) => scaled latent (B, C, F / r, M / r), of unit std over a corpus.
+
+    A draw from the posterior (torch's global generator), or its mode where `sample` is False.
+    """
+    posterior = encode(vae, log_mel)
+    return (posterior.sample() if sample else posterior.mode()) * vae.config["scaling_factor"]
+
+
+def log_mel_of(vae: AutoencoderKL, latent: Tensor) -> Tensor:
+    """Scaled latent (B, C, F / r, M / r) => log-mel (B, 1, F, M)."""
+    return vae.decode(latent / vae.config["scaling_factor"], return_dict=False)[0].float()
+
+
+@torch.no_grad()
+def measure_scaling_factor(vae: AutoencoderKL, log_mels: Iterable[Tensor]) -> float:
+    """1 / std of posterior samples over batches of log-mels (B, 1, F, M); written into `vae.config` too.
+
+    The authors' code takes the first training batch alone; several batches make the number steadier.
+    Raises UserError where there is no batch or the latents are constant.
+    """
+    count, total, squares = 0, 0.0, 0.0
+    for log_mel in log_mels:
+        latent = encode(vae, log_mel).sample().double()
+        count += latent.numel()
+        total += latent.sum().item()
+        squares += latent.square().sum().item()
+    variance = squares / count - (total / count) ** 2 if count else 0.0
+    if not variance > 0.0:
+        raise UserError("the VAE's scaling factor cannot be measured: no batch, or constant latents; train longer")
+    scaling_factor = variance**-0.5
+    vae.register_to_config(scaling_factor=scaling_factor)
+    return scaling_factor

@@ -1,0 +1,116 @@
+"""The vocoder: log-mel => waveform (HiFi-GAN, Kong et al. 2020, arXiv:2010.05646).
+
+The network is `transformers.SpeechT5HifiGan`, the class that the published AudioLDM 2 folders hold.
+
+Letters: B batch, F frames, M mel bins, T samples.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
+
+from audioldm2_pl.errors import UserError
+
+
+@dataclass
+class VocoderConfig:
+    """HiFi-GAN's generator; level i has upsample_initial_channel / 2^(i+1) channels. Defaults: the published model."""
+
+    num_mel_bins: int = 64  # M, the input's width
+    sample_rate: int = 16_000  # Hz, noted in the folder for its readers
+    upsample_rates: list[int] = field(default_factory=lambda: [5, 4, 2, 2, 2])  # product = hop_length
+    upsample_kernel_sizes: list[int] = field(default_factory=lambda: [16, 16, 8, 4, 4])  # one per rate
+    upsample_initial_channel: int = 1024  # width before the first upsampling
+    resblock_kernel_sizes: list[int] = field(default_factory=lambda: [3, 7, 11])  # parallel blocks a level
+    resblock_dilation_sizes: list[list[int]] = field(
+        default_factory=lambda: [[1, 3, 5], [1, 3, 5], [1, 3, 5]]
+    )  # one list per kernel size
+    leaky_relu_slope: float = 0.1  # of all but the last activation, which has 0.01
+
+    @property
+    def hop_length(self) -> int:
+        """Samples to a frame."""
+        return prod(self.upsample_rates)
+
+
+def build_vocoder(config: VocoderConfig) -> SpeechT5HifiGan:
+    """A freshly initialised vocoder without weight norm. Raises UserError where the lists do not match."""
+    rates, kernels = list(config.upsample_rates), list(config.upsample_kernel_sizes)
+    if len(rates) != len(kernels) or any(kernel < rate for kernel, rate in zip(kernels, rates)):
+        raise UserError(
+            f"vocoder.upsample_kernel_sizes={kernels} must have one entry for each of upsample_rates={rates}, "
+            "none smaller than its rate"
+        )
+    if len(config.resblock_kernel_sizes) != len(config.resblock_dilation_sizes):
+        raise UserError("vocoder.resblock_dilation_sizes must have one list for each of resblock_kernel_sizes")
+    vocoder = SpeechT5HifiGan(
+        SpeechT5HifiGanConfig(
+            model_in_dim=config.num_mel_bins,
+            sampling_rate=config.sample_rate,
+            upsample_initial_channel=config.upsample_initial_channel,
+            upsample_rates=rates,
+            upsample_kernel_sizes=kernels,
+            resblock_kernel_sizes=list(config.resblock_kernel_sizes),
+            resblock_dilation_sizes=[list(sizes) for sizes in config.resblock_dilation_sizes],
+            leaky_relu_slope=config.leaky_relu_slope,
+            normalize_before=False,
+        )
+    )
+    # transformers starts all weights at std 0.01; a small vocoder that starts there stays silent for minutes.
+    for convolution in convolutions(vocoder):
+        convolution.reset_parameters()
+    return vocoder
+
+
+def check_hop_length(vocoder: SpeechT5HifiGan, hop_length: int) -> None:
+    """Raises UserError where a vocoder does not make `hop_length` samples of a frame."""
+    rates = list(vocoder.config.upsample_rates)
+    if prod(rates) != hop_length:
+        raise UserError(
+            f"the vocoder's upsample_rates={rates} multiply to {prod(rates)}, but audio.hop_length is {hop_length}; "
+            "make them equal"
+        )
+
+
+def convolutions(vocoder: SpeechT5HifiGan) -> list[Any]:
+    """All convolutions: every layer of HiFi-GAN that has weights."""
+    return [m for m in vocoder.modules() if isinstance(m, (nn.Conv1d, nn.ConvTranspose1d))]
+
+
+def prepare_for_training(vocoder: SpeechT5HifiGan) -> SpeechT5HifiGan:
+    """Puts weight norm on every convolution, in place; the function that the network computes stays the same."""
+    for convolution in convolutions(vocoder):
+        weight_norm(convolution)
+    return vocoder
+
+
+@torch.no_grad()
+def finish_training(vocoder: SpeechT5HifiGan) -> SpeechT5HifiGan:
+    """A copy on the CPU without weight norm: the names and sizes that a model folder holds.
+
+    `SpeechT5HifiGan.remove_weight_norm` knows only torch's older weight norm, and today's, taken off a deep copy, is
+    taken off the class that the original shares; so the weights go into a new network.
+    """
+    finished = SpeechT5HifiGan(deepcopy(vocoder.config))
+    for new, old in zip(convolutions(finished), convolutions(vocoder)):
+        new.weight.copy_(old.weight)
+        new.bias.copy_(old.bias)
+    for name in ("mean", "scale"):  # of the input; no effect while `normalize_before` is off
+        finished.get_buffer(name).copy_(vocoder.get_buffer(name))
+    return finished.eval()
+
+
+def vocode(vocoder: SpeechT5HifiGan, log_mel: Tensor) -> Tensor:
+    """log-mel (B, 1, F, M) => waveform (B, F · hop) in [-1, 1].
+
+    Kernels whose size and rate differ by an odd number make the network's own output a little longer (32 samples in
+    the published model); the surplus at the end is cut.
+    """
+    num_samples = log_mel.shape[2] * prod(vocoder.config.upsample_rates)
+    return vocoder(log_mel.squeeze(1))[:, :num_samples].float()  # (B, T)

@@ -1,0 +1,212 @@
+"""AudioLDM2: text to sound, one method an arrow of the paper's Figure 1.
+
+Letters: B prompts, L vectors of LOA, D width, C × H × W latent, T samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor, nn
+
+from audioldm2_pl.audio import AudioConfig, Fbank, LogMel
+from audioldm2_pl.checkpoints import ModelFolder, find_model
+from audioldm2_pl.errors import UserError
+from audioldm2_pl.models.condition import Condition
+from audioldm2_pl.models.diffusion import SAMPLERS, guide, sample
+from audioldm2_pl.models.gpt2 import LOAGenerator
+from audioldm2_pl.models.vae import latent_of, log_mel_of
+from audioldm2_pl.models.vocoder import vocode
+from audioldm2_pl.seeds import seed_of
+
+MAX_BATCH = 16  # samples that go through the T-UNet at once
+
+
+class AudioLDM2:
+    """A model folder, open for generation.
+
+    >>> model = AudioLDM2.from_pretrained("runs/demo/model")
+    >>> waveform = model.generate(["a bell rings"])  # (1, T) at model.sample_rate
+    """
+
+    def __init__(self, folder: ModelFolder, device: str | torch.device = "cpu"):
+        self.device = torch.device(device)
+        self.clap, self.t5 = self.place(folder.clap()), self.place(folder.t5())
+        generator = LOAGenerator(folder.load("language_model"), folder.load("projection_model"))
+        self.loa_generator = self.place(generator)
+        self.unet, self.vae = self.place(folder.load("unet")), self.place(folder.load("vae"))
+        self.vocoder = self.place(folder.load("vocoder"))
+        self.scheduler = folder.load("scheduler")
+        self.audio = audio_of(self.vae, self.vocoder, self.unet)
+        self.sample_rate = self.audio.sample_rate
+        self.log_mel = self.place(LogMel(self.audio))
+        # The published folders have no AudioMAE: generation from text does without it.
+        self.audiomae = self.place(folder.load("audiomae")) if folder.has("audiomae") else None
+        self.fbank = self.place(Fbank(self.audio))
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, device: str | torch.device = "cpu") -> AudioLDM2:
+        """Opens a model folder or a hub id. Raises UserError where a part is missing."""
+        return cls(ModelFolder(find_model(source)), device)
+
+    def place(self, network: Any) -> Any:
+        return network.to(self.device).eval().requires_grad_(False)
+
+    # ---- the arrows
+
+    def encode_text(self, texts: Sequence[str]) -> list[Condition]:
+        """Prompts => [CLAP (B, 1, 512), T5 (B, L, 1024)]."""
+        return [self.clap.encode_text(texts), self.t5(texts)]
+
+    def generate_loa(self, conditions: list[Condition]) -> Tensor:
+        """[CLAP, T5] => LOA (B, L, D) that GPT-2 says."""
+        return self.loa_generator.generate(conditions)
+
+    def sample_latent(self, loa: Tensor, text: Condition, num_latent_frames: int, seeds: Sequence[int],
+                      num_steps: int = 200, guidance_scale: float = 3.5, eta: float = 1.0) -> Tensor:  # fmt: skip
+        """LOA and T5 => latent (B, C, H, W). Sample i depends on seeds[i] alone, not on its neighbours.
+
+        Guidance is against zero LOA and the text "", as in training's condition dropout.
+        """
+        shape = (self.unet.config.in_channels, num_latent_frames, self.audio.num_mel_bins // self.downsampling)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        conditions = [Condition(loa, torch.ones(loa.shape[:2], dtype=torch.bool, device=loa.device)), text]
+        if guidance_scale == 1.0:
+            cache = self.unet.precompute(conditions)
+            return sample(lambda z, t: self.unet(z, t.expand(len(z)), conditions, cache=cache), self.scheduler, shape,
+                          num_steps, generators, self.device, eta)  # fmt: skip
+
+        nothing = [Condition(torch.zeros_like(loa), conditions[0].mask), self.t5([""]).expand(len(loa))]
+        both = [Condition.cat(pair) for pair in zip(nothing, conditions)]
+        cache = self.unet.precompute(both)
+
+        def predict(latent: Tensor, timestep: Tensor) -> Tensor:
+            pair = self.unet(torch.cat([latent, latent]), timestep.expand(2 * len(latent)), both, cache=cache)
+            unconditional, conditional = pair.chunk(2)
+            return guide(unconditional, conditional, guidance_scale)
+
+        return sample(predict, self.scheduler, shape, num_steps, generators, self.device, eta)
+
+    def decode_mel(self, latent: Tensor) -> Tensor:
+        """Latent (B, C, H, W) => log-mel (B, 1, F, M)."""
+        return log_mel_of(self.vae, latent)
+
+    def vocode(self, log_mel: Tensor) -> Tensor:
+        """Log-mel (B, 1, F, M) => waveform (B, F · hop)."""
+        return vocode(self.vocoder, log_mel)
+
+    # ---- the whole way
+
+    @torch.inference_mode()
+    def generate(self, texts: str | Sequence[str], seconds: float | None = None, steps: int = 200,
+                 guidance_scale: float = 3.5, seed: int | Sequence[int] = 0, candidates: int = 1, eta: float = 1.0,
+                 loa: Tensor | None = None) -> Tensor:  # fmt: skip
+        """Prompts => waveforms (B, T) on the CPU.
+
+        `seed` is one per prompt, or the first of consecutive ones. Of `candidates` per prompt the one that CLAP finds
+        nearest to it is kept. `loa` (B, L, D) takes GPT-2's place. Raises UserError on an empty prompt or a length
+        that the model cannot make.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        check_prompts(texts)
+        seeds = [seed + i for i in range(len(texts))] if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(texts):
+            raise UserError(f"{len(seeds)} seeds for {len(texts)} prompts; give one seed, or one for each prompt")
+        if candidates < 1 or steps < 1 or steps > self.scheduler.config.num_train_timesteps:
+            raise UserError(f"candidates={candidates}, steps={steps}: candidates are 1 or more, steps 1 to 1000")
+        num_latent_frames, num_samples = self.lengths(seconds)
+        if candidates > 1:
+            tries = [[s if j == 0 else seed_of(s, j) for j in range(candidates)] for s in seeds]
+            clips = [
+                self.generate([text] * candidates, seconds, steps, guidance_scale, row, 1, eta,
+                              None if loa is None else loa[i : i + 1].expand(candidates, -1, -1))
+                for i, (text, row) in enumerate(zip(texts, tries))
+            ]  # fmt: skip
+            return torch.stack([clip[self.similarity(clip, text).argmax()] for clip, text in zip(clips, texts)])
+        waveforms = []
+        for i in range(0, len(texts), MAX_BATCH):
+            rows = slice(i, i + MAX_BATCH)
+            conditions = self.encode_text(texts[rows])
+            said = self.generate_loa(conditions) if loa is None else loa[rows].to(self.device)
+            latent = self.sample_latent(said, conditions[1], num_latent_frames, seeds[rows], steps, guidance_scale, eta)
+            waveforms.append(self.vocode(self.decode_mel(latent))[:, :num_samples].float().cpu())
+        return torch.cat(waveforms)
+
+    @torch.inference_mode()
+    def reconstruct(self, waveform: Tensor) -> Tensor:
+        """Waveform (B, T) through VAE and vocoder and back, (B, T)."""
+        num_samples = waveform.shape[1]
+        unit = self.audio.hop_length * self.downsampling
+        padded = nn.functional.pad(waveform.to(self.device), (0, -num_samples % unit))
+        log_mel = self.decode_mel(latent_of(self.vae, self.log_mel(padded), sample=False))
+        return self.vocode(log_mel)[:, :num_samples].float().cpu()
+
+    @torch.inference_mode()
+    def loa_of(self, waveform: Tensor) -> Tensor:
+        """AudioMAE's LOA (B, L, D) of whole clips (B, T). Raises UserError for a model without AudioMAE."""
+        if self.audiomae is None:
+            raise UserError("this model folder has no audiomae/; LOA of sound needs it")
+        return self.audiomae.loa(self.fbank(waveform.to(self.device)))
+
+    @torch.inference_mode()
+    def similarity(self, waveform: Tensor, text: str) -> Tensor:
+        """Cosine of CLAP's embeddings of waveforms (B, T) and one text, (B,)."""
+        sound = self.clap.encode_audio(waveform.to(self.device), self.sample_rate).embedding[:, 0]
+        return (sound @ self.clap.encode_text([text]).embedding[0, 0]).cpu()
+
+    # ---- lengths
+
+    @property
+    def downsampling(self) -> int:
+        """Frames to one latent position."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def lengths(self, seconds: float | None) -> tuple[int, int]:
+        """Latent frames and samples of a clip: the latent covers it, the waveform is cut to it."""
+        seconds = self.audio.clip_seconds if seconds is None else seconds
+        if not 0 < seconds <= 600:
+            raise UserError(f"--seconds {seconds}: a length between 0 and 600 seconds")
+        num_samples = round(seconds * self.sample_rate)
+        unit = self.audio.hop_length * self.downsampling
+        # the T-UNet halves the latent once a level; a latent shorter than that has nothing left to halve
+        smallest = 2 ** (len(self.unet.config.block_out_channels) - 1)
+        return max(smallest, -(-num_samples // unit)), num_samples
+
+    def set_sampler(self, name: str) -> None:
+        """Another sampler of `models.diffusion.SAMPLERS` over the same noise schedule."""
+        if name not in SAMPLERS:
+            raise UserError(f"--sampler {name}: no such sampler; there are {', '.join(SAMPLERS)}")
+        cls, settings = SAMPLERS[name]
+        self.scheduler = getattr(diffusers, cls).from_config(self.scheduler.config, **settings)
+
+
+def check_prompts(texts: Sequence[str]) -> None:
+    if not texts:
+        raise UserError('no prompt; give one or more, for example "a bell rings"')
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            raise UserError(f"prompt {number} is empty; write what you want to hear")
+
+
+def audio_of(vae, vocoder, unet) -> AudioConfig:
+    """The audio front end that a model folder's parts were trained with."""
+    hop_length = 1
+    for rate in vocoder.config.upsample_rates:
+        hop_length *= rate
+    sample_rate = vocoder.config.sampling_rate
+    frames = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
+    wide = sample_rate > 16_000  # the 48 kHz variants look at 2,048 samples and 20 Hz to 24 kHz
+    return AudioConfig(
+        sample_rate=sample_rate,
+        clip_seconds=frames * hop_length / sample_rate,
+        hop_length=hop_length,
+        num_mel_bins=vocoder.config.model_in_dim,
+        num_fft=2048 if wide else 1024,
+        window_length=2048 if wide else 1024,
+        mel_min_hz=20.0 if wide else 0.0,
+        mel_max_hz=sample_rate / 2,
+    )

@@ -1,0 +1,43 @@
+"""Stage `audiomae`: AudioMAE learns to reconstruct masked patches of sound (paper §III-B1)."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from audioldm2_pl.audio import Fbank
+from audioldm2_pl.models.audiomae import AudioMAE
+from audioldm2_pl.training.stage import OptimizerConfig, Stage, StageConfig
+
+
+@dataclass
+class AudioMAETrainingConfig(StageConfig):
+    """AdamW with MAE's betas; the batch sizes and rates of AudioMAE's pretraining on AudioSet."""
+
+    batches: int = 126_000
+    batch_size: int = 64
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            learning_rate=2e-4, betas=(0.9, 0.95), weight_decay=1e-4, warmup_batches=12_000, decay="cosine"
+        )
+    )
+    loss_weights: dict[str, float] = field(default_factory=lambda: {"reconstruction": 1.0})
+
+
+class AudioMAEPretraining(Stage):
+    name = "audiomae"
+    averaged = ("audiomae",)
+
+    def __init__(self, experiment, folder):
+        super().__init__(experiment, folder)
+        self.audiomae = folder.start("audiomae") or AudioMAE(experiment.audiomae)
+        self.freeze(fbank=Fbank(experiment.audio))
+
+    def features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {"fbank": self.frozen["fbank"](batch["waveform"])}  # (B, 1, frames, bins)
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {"reconstruction": self.audiomae(self.features_of(batch)["fbank"])}
+
+    def parts(self) -> dict[str, Any]:
+        return {"audiomae": self.audiomae}

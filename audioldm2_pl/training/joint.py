@@ -1,0 +1,61 @@
+"""Stage `joint`: T-UNet and GPT-2 together; the diffusion loss reaches GPT-2 through its LOA (paper §III-D3)."""
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from audioldm2_pl.audio import Fbank, LogMel
+from audioldm2_pl.models.audiomae import pool_loa
+from audioldm2_pl.models.diffusion import diffusion_loss, draw_dropped
+from audioldm2_pl.models.gpt2 import LOAGenerator
+from audioldm2_pl.training.gpt2 import LOA_LOSSES, prompt_conditions
+from audioldm2_pl.training.ldm import draw_latent, encode_audio, unet_conditions
+from audioldm2_pl.training.stage import OptimizerConfig, Stage, StageConfig
+
+
+@dataclass
+class JointTrainingConfig(StageConfig):
+    """AdamW 1e-4; P_gt 0.25 and P_pred 0.75 (paper §IV-D)."""
+
+    batches: int = 200_000
+    batch_size: int = 16
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-4, warmup_batches=10_000)
+    )
+    loss_weights: dict[str, float] = field(default_factory=lambda: {"diffusion": 1.0, "loa": 1.0})
+    ema_decay: float | None = 0.9999
+    loss: str = "mse"  # distance to AudioMAE's LOA: mse as the paper, l1 as the authors' code
+    p_gt: float = 0.25  # probability that a batch's T-UNet hears AudioMAE's LOA, not GPT-2's
+
+
+class JointFinetuning(Stage):
+    name = "joint"
+    averaged = ("unet",)
+
+    def __init__(self, experiment, folder):
+        super().__init__(experiment, folder)
+        self.unet = folder.load("unet")
+        self.loa_generator = LOAGenerator(folder.load("language_model"), folder.load("projection_model"))
+        self.freeze(clap=folder.clap(), t5=folder.t5(), vae=folder.load("vae"), audiomae=folder.load("audiomae"))
+        self.freeze(log_mel=LogMel(experiment.audio), fbank=Fbank(experiment.audio))
+
+    def features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return encode_audio(self.frozen, batch["waveform"])
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        features = self.features_of(batch)
+        latent = draw_latent(self.frozen, features)
+        true_loa = pool_loa(features["grid"], self.experiment.audiomae.pooling)
+        prompts = prompt_conditions(self.frozen, batch["text"])
+        loa = true_loa if random.random() < self.config.p_gt else self.loa_generator.generate(prompts)
+        dropped = draw_dropped(self.experiment.diffusion, len(latent))
+        conditions = unet_conditions(loa, batch["text"], self.frozen["t5"], dropped)  # type: ignore[arg-type]
+        loss = diffusion_loss(self.experiment.diffusion, lambda z, t: self.unet(z, t, conditions), latent)
+        said = self.loa_generator.teacher_forced(prompts, true_loa)
+        return {"diffusion": loss, "loa": LOA_LOSSES[self.config.loss](said, true_loa)}
+
+    def parts(self) -> dict[str, Any]:
+        gpt2 = {"language_model": self.loa_generator.gpt2, "projection_model": self.loa_generator.projection}
+        return {"unet": self.unet, **gpt2}

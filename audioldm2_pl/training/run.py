@@ -1,0 +1,202 @@
+"""Runs an experiment's stages in order: finished ones are passed over, a broken-off one goes on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+from audioldm2_pl.checkpoints import ModelFolder
+from audioldm2_pl.config import ExperimentConfig, to_plain
+from audioldm2_pl.datamodule import AudioShards
+from audioldm2_pl.errors import UserError
+from audioldm2_pl.seeds import seed_of
+from audioldm2_pl.training.audiomae import AudioMAEPretraining
+from audioldm2_pl.training.clap import CLAPPretraining
+from audioldm2_pl.training.gpt2 import GPT2Finetuning
+from audioldm2_pl.training.joint import JointFinetuning
+from audioldm2_pl.training.ldm import LDMPretraining
+from audioldm2_pl.training.stage import EMA, LossCurves, Resumable, Stage
+from audioldm2_pl.training.vae import VAETraining
+from audioldm2_pl.training.vocoder import VocoderTraining
+
+STAGES: dict[str, type[Stage]] = {
+    "clap": CLAPPretraining,
+    "audiomae": AudioMAEPretraining,
+    "vae": VAETraining,
+    "vocoder": VocoderTraining,
+    "ldm": LDMPretraining,
+    "gpt2": GPT2Finetuning,
+    "joint": JointFinetuning,
+}
+STAGE_GROUPS = {
+    "clap": "clap",
+    "audiomae": "audiomae",
+    "vae": "vae",
+    "vocoder": "vocoder",
+    "ldm": "unet",
+    "gpt2": "gpt2",
+}
+LOGGERS = ("tensorboard", "wandb")
+
+
+def train(experiment: ExperimentConfig, only: str | None = None) -> None:
+    """Trains the experiment's stages, or `only` one of them, into runs/<name>/model.
+
+    Raises UserError where a shard folder, a part or a stage is missing.
+    """
+    if only is not None and only not in STAGES:
+        raise UserError(f"--stage {only}: no such stage; there are {', '.join(STAGES)}")
+    quieten()
+    if experiment.trainer.num_threads:
+        torch.set_num_threads(experiment.trainer.num_threads)
+    torch.set_float32_matmul_precision("high")
+    folder = ModelFolder(experiment.model_folder, experiment.from_, experiment.start_from)
+    folder.take_given()
+    folder.take_pretrained(experiment.conditioners)
+    for name in [only] if only else experiment.stages:
+        if STAGE_GROUPS.get(name) in folder.given:
+            print(f"{name}: taken from {folder.given[STAGE_GROUPS[name]]}", flush=True)
+            continue
+        run_stage(experiment, name, folder)
+
+
+def recipe(experiment: ExperimentConfig, name: str) -> dict[str, Any]:
+    """What decides a stage's result: its settings, plain, to be compared with a finished stage's."""
+    config = to_plain(experiment)
+    training = config.pop("training")
+    for key in ("name", "description", "runs", "stages", "trainer", "data"):
+        config.pop(key)
+    return {**config, "training": training[name]}
+
+
+def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> None:
+    """One stage from its start, or from where it was broken off, to its parts in the model folder."""
+    done = experiment.run_folder / "stages" / f"{name}.json"
+    settings = recipe(experiment, name)
+    if done.is_file():
+        same = json.loads(done.read_text())["recipe"] == json.loads(json.dumps(settings))
+        print(
+            f"{name}: finished" if same else f"{name}: finished with other settings; delete {done} to train it anew",
+            flush=True,
+        )
+        return
+    checkpoint = experiment.run_folder / "checkpoints" / f"{name}.ckpt"
+    torch.manual_seed(seed_of(experiment.seed, name))
+    stage = STAGES[name](experiment, folder)
+    config = stage.config
+    data = AudioShards(
+        experiment.data,
+        experiment.audio,
+        seed_of(experiment.seed, name, "data"),
+        config.batch_size,
+        config.crop_seconds,
+    )
+    ema = EMA(config.ema_decay) if config.ema_decay is not None and stage.averaged else None
+    resumable = Resumable(checkpoint, config.save_every_batches)
+    # the average first: what is saved after a batch has to hold that batch's average
+    trainer = build_trainer(experiment, stage, [*([ema] if ema else []), resumable])
+    going_on = checkpoint.is_file()
+    print(
+        f"{name}: {'goes on from ' + str(checkpoint) if going_on else 'starts'}, {config.batches} batches", flush=True
+    )
+    trainer.fit(stage, data, ckpt_path=str(checkpoint) if going_on else None, weights_only=True)
+    if trainer.interrupted:
+        raise UserError(f"{name}: interrupted; the same command goes on from the last checkpoint")
+    if not trainer.is_global_zero:
+        trainer.strategy.barrier()
+        return
+    with ema.applied(stage) if ema else nullcontext():
+        stage.finish()
+        for part, content in stage.parts().items():
+            folder.save(part, content)
+    done.parent.mkdir(parents=True, exist_ok=True)
+    report = {"seconds": resumable.elapsed(), "batches": config.batches, "peak_memory_gib": peak_memory_gib()}
+    done.write_text(json.dumps({**report, "recipe": settings}, indent=2) + "\n")
+    checkpoint.unlink(missing_ok=True)
+    print(f"{name}: finished in {report['seconds']:.0f} s", flush=True)
+    trainer.strategy.barrier()
+
+
+def build_trainer(experiment: ExperimentConfig, stage: Stage, callbacks: list[L.Callback]) -> L.Trainer:
+    c, config = experiment.trainer, stage.config
+    validate = c.validate_every_batches if experiment.data.test else None
+    manual = not stage.automatic_optimization  # such a stage clips and accumulates by itself
+    return L.Trainer(
+        accelerator=c.accelerator,
+        devices=int(c.devices) if c.devices.isdigit() else c.devices,
+        num_nodes=c.num_nodes,
+        precision=c.precision,  # type: ignore[arg-type]
+        max_epochs=1,
+        limit_train_batches=config.batches,
+        val_check_interval=min(validate, config.batches) if validate else None,
+        limit_val_batches=c.validation_batches if validate else 0,
+        num_sanity_val_steps=0,
+        gradient_clip_val=None if manual else config.gradient_clip,
+        accumulate_grad_batches=1 if manual else config.accumulate_batches,
+        callbacks=[
+            *callbacks,
+            LossCurves(experiment.run_folder / "logs" / stage.name / "metrics.csv", c.log_every_batches),
+        ],
+        logger=build_loggers(experiment, stage.name),
+        log_every_n_steps=c.log_every_batches,
+        enable_progress_bar=c.progress_bar,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=experiment.run_folder,
+    )
+
+
+def build_loggers(experiment: ExperimentConfig, stage: str) -> list:
+    """The loggers asked for beside the CSV; wandb writes offline where there is no account."""
+    loggers: list = []
+    folder = experiment.run_folder / "logs" / stage
+    for name in experiment.trainer.loggers:
+        if name not in LOGGERS:
+            raise UserError(f"trainer.loggers: no logger {name!r}; there are {', '.join(LOGGERS)}")
+        folder.mkdir(parents=True, exist_ok=True)
+        if name == "tensorboard":
+            loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+        else:
+            loggers.append(
+                WandbLogger(
+                    name=f"{experiment.name}/{stage}",
+                    project="audioldm2",
+                    save_dir=folder,
+                    offline=not has_wandb_account(),
+                )
+            )
+    return loggers
+
+
+def has_wandb_account() -> bool:
+    netrc = Path.home() / ".netrc"
+    return "WANDB_API_KEY" in os.environ or (netrc.is_file() and "wandb" in netrc.read_text())
+
+
+def peak_memory_gib() -> float:
+    """Most memory that this process has held, on the host and on the GPU."""
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return host + (torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0)
+
+
+def quieten() -> None:
+    """Keeps Lightning's tips and repeated warnings from burying the losses."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for text in (
+        ".*does not have many workers.*",
+        ".*IterableDataset.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*mid-epoch.*",
+    ):
+        warnings.filterwarnings("ignore", text)

@@ -1,0 +1,143 @@
+"""Stage `vae`: the autoencoder of log-mels (paper Sec. III-C; loss as the authors' training code has it).
+
+The authors sum the L1 distance over a clip's 1024 × 64 bins, average the KL over the latent's elements and weigh it by
+1000. Here both are means over elements, so that no weight depends on the clip's length; dividing their sum by 65,536
+gives a KL weight of 1000 / 65,536. Adam does not see a common factor, and the adaptive adversarial weight follows the
+reconstruction's gradient, so the balance of all terms is theirs. Their perceptual term (LPIPS) compares pictures
+through an ImageNet VGG, which would have to be downloaded; it is left out.
+
+Letters: B batch, T samples, F frames, M mel bins.
+"""
+
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor, nn
+
+from audioldm2_pl.audio import LogMel
+from audioldm2_pl.models.discriminators import (
+    PatchGAN,
+    PatchGANConfig,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+)
+from audioldm2_pl.models.vae import build_vae, encode, measure_scaling_factor
+from audioldm2_pl.training.stage import OptimizerConfig, Stage, StageConfig, seed_of
+
+
+@dataclass
+class VAETrainingConfig(StageConfig):
+    """The authors' recipe: batches of 4 whole clips, Adam at 8e-6."""
+
+    batches: int = 400_000
+    batch_size: int = 4
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(name="adam", learning_rate=8e-6, betas=(0.5, 0.9))
+    )
+    loss_weights: dict[str, float] = field(
+        default_factory=lambda: {"reconstruction": 1.0, "kl": 1000 / 65_536, "adversarial": 0.5}
+    )
+    discriminator: PatchGANConfig = field(default_factory=PatchGANConfig)  # sees log-mels
+    discriminator_start: int = 25_000  # batches before the discriminator joins; until then it costs nothing
+    adaptive_weight: bool = True  # scale the adversarial term to the reconstruction's gradient at the last layer
+    scaling_batches: int = 16  # over which the latents' std is measured at the end
+
+
+class VAETraining(Stage):
+    """Trains the VAE against a PatchGAN; at the end measures the latents' scaling factor."""
+
+    name = "vae"
+    averaged = ("vae",)
+
+    def __init__(self, experiment, folder):
+        super().__init__(experiment, folder)
+        self.automatic_optimization = False
+        self.vae = folder.start("vae") or build_vae(experiment.vae)
+        self.vae.train().requires_grad_(True)
+        self.discriminator = PatchGAN(self.config.discriminator)
+        self.log_mel = LogMel(experiment.audio)
+        self.judging = False  # whether the discriminator has joined
+
+    def optimized(self) -> dict[str, nn.Module]:
+        return {"generator": self.vae, "discriminator": self.discriminator}
+
+    def reconstruct(self, waveform: Tensor) -> tuple[Tensor, Tensor, DiagonalGaussianDistribution]:
+        """waveform (B, T) => log-mel, its reconstruction from a posterior sample (both (B, 1, F, M)), posterior."""
+        log_mel = self.log_mel(waveform)
+        posterior = encode(self.vae, log_mel)
+        reconstruction = self.vae.decode(posterior.sample(), return_dict=False)[0].float()  # type: ignore[arg-type]
+        return log_mel, reconstruction, posterior
+
+    def generator_terms(
+        self, log_mel: Tensor, reconstruction: Tensor, posterior: DiagonalGaussianDistribution
+    ) -> dict[str, Tensor]:
+        terms = {
+            "reconstruction": F.l1_loss(reconstruction, log_mel),
+            "kl": posterior.kl().mean() / posterior.mean[0].numel(),
+        }
+        if self.judging:
+            terms["adversarial"] = hinge_generator_loss(self.discriminator(reconstruction)[0])
+        return terms
+
+    def discriminator_loss(self, log_mel: Tensor, reconstruction: Tensor) -> Tensor:
+        real, fake = self.discriminator(log_mel)[0], self.discriminator(reconstruction.detach())[0]
+        return hinge_discriminator_loss(real, fake)
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        log_mel, reconstruction, posterior = self.reconstruct(batch["waveform"])
+        terms = self.generator_terms(log_mel, reconstruction, posterior)
+        if self.judging:
+            terms["discriminator"] = self.discriminator_loss(log_mel, reconstruction)
+        return terms
+
+    def adversarial_scale(self, terms: dict[str, Tensor]) -> Tensor:
+        """Ratio of the reconstruction's gradient to the adversarial one's at the decoder's last layer.
+
+        Esser et al. 2021 (arXiv:2012.09841), Eq. 7.
+        """
+        last_layer = self.vae.decoder.conv_out.weight
+        reconstruction, adversarial = (
+            torch.autograd.grad(terms[name], last_layer, retain_graph=True)[0].norm()
+            for name in ("reconstruction", "adversarial")
+        )
+        return (reconstruction / (adversarial + 1e-4)).clamp(max=1e4).detach()
+
+    def update(self, optimizer: Any, loss: Tensor, batch_idx: int) -> None:
+        """Backward, and at the last of `accumulate_batches` a step: manual optimisation leaves both to the stage."""
+        count = self.config.accumulate_batches
+        self.manual_backward(loss / count)
+        if (batch_idx + 1) % count == 0:
+            self.clip_gradients(optimizer, self.config.gradient_clip, "norm")
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        generator_optimizer, discriminator_optimizer = self.optimizers()  # type: ignore[misc]
+        self.judging = batch_idx >= self.config.discriminator_start
+        log_mel, reconstruction, posterior = self.reconstruct(batch["waveform"])
+        judged = {}
+        if self.judging:
+            judged["discriminator"] = self.discriminator_loss(log_mel, reconstruction)
+            self.update(discriminator_optimizer, judged["discriminator"], batch_idx)
+        self.discriminator.requires_grad_(False)  # the generator's step needs no gradient of its weights
+        terms = self.generator_terms(log_mel, reconstruction, posterior)
+        weighted = dict(terms)
+        if self.judging and self.config.adaptive_weight:
+            weighted["adversarial"] = terms["adversarial"] * self.adversarial_scale(terms)
+        self.update(generator_optimizer, self.total(weighted), batch_idx)
+        self.discriminator.requires_grad_(True)
+        self.log_terms(terms | judged, len(batch["key"]))
+
+    def finish(self) -> None:
+        """Measures 1 / std of the latents on training batches and notes it in the VAE's config."""
+        torch.manual_seed(seed_of(self.experiment.seed, self.name, "scaling factor"))
+        loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+        batches = islice(loader, self.config.scaling_batches)
+        measure_scaling_factor(self.vae, (self.log_mel(b["waveform"].to(self.device)) for b in batches))
+
+    def parts(self) -> dict[str, Any]:
+        return {"vae": self.vae}

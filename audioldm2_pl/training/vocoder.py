@@ -1,0 +1,158 @@
+"""Stage `vocoder`: HiFi-GAN from log-mel to waveform (Kong et al. 2020, arXiv:2010.05646, Sec. 2.4 and 3).
+
+Letters: B batch, T samples, F frames, M mel bins.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audioldm2_pl.audio import LogMel
+from audioldm2_pl.models.discriminators import (
+    Judgement,
+    MultiPeriodConfig,
+    MultiPeriodDiscriminator,
+    MultiScaleConfig,
+    MultiScaleDiscriminator,
+    feature_matching_loss,
+    least_squares_discriminator_loss,
+    least_squares_generator_loss,
+)
+from audioldm2_pl.models.vocoder import (
+    build_vocoder,
+    check_hop_length,
+    finish_training,
+    prepare_for_training,
+    vocode,
+)
+from audioldm2_pl.training.stage import OptimizerConfig, Stage, StageConfig
+
+STFT_SIZES = (256, 512, 1024)  # samples; the resolutions of the stft term, each with a hop of a quarter
+
+
+@dataclass
+class VocoderTrainingConfig(StageConfig):
+    """HiFi-GAN's recipe; its decay of 0.999 an epoch is a cosine here, where data has no epochs."""
+
+    batches: int = 1_000_000
+    batch_size: int = 16
+    crop_seconds: float | None = 0.512  # 8,192 samples
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            name="adamw", learning_rate=2e-4, betas=(0.8, 0.99), weight_decay=0.01, decay="cosine"
+        )
+    )
+    loss_weights: dict[str, float] = field(
+        default_factory=lambda: {"mel": 45.0, "adversarial": 1.0, "feature_matching": 2.0, "stft": 0.0}
+    )  # stft: 0 leaves it out; with it a small vocoder speaks sooner
+    period_discriminator: MultiPeriodConfig = field(default_factory=MultiPeriodConfig)
+    scale_discriminator: MultiScaleConfig = field(default_factory=MultiScaleConfig)
+    discriminator_start: int = 0  # batches before the discriminators join; until then they cost nothing
+
+
+def stft_loss(generated: Tensor, real: Tensor) -> Tensor:
+    """Multi-resolution STFT distance of waveforms (B, T): log-magnitude L1 plus spectral convergence.
+
+    Yamamoto et al. 2020 (arXiv:1910.11480), Eq. 4-6, averaged over the resolutions.
+    """
+    losses = []
+    for size in STFT_SIZES:
+        a, b = magnitude(generated, size), magnitude(real, size)  # (B, size / 2 + 1, frames)
+        losses.append(F.l1_loss(a.log(), b.log()) + (a - b).norm() / (b.norm() + 1e-6))
+    return torch.stack(losses).mean()
+
+
+def magnitude(waveform: Tensor, size: int) -> Tensor:
+    """waveform (B, T) => magnitude spectrogram (B, size / 2 + 1, frames), above 3e-5 so that silence has a gradient."""
+    with torch.autocast(waveform.device.type, enabled=False):
+        window = torch.hann_window(size, device=waveform.device)
+        spectrum = torch.stft(waveform.float(), size, size // 4, window=window, return_complex=True)
+        return (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
+
+
+class VocoderTraining(Stage):
+    """Trains the vocoder against a multi-period and a multi-scale discriminator."""
+
+    name = "vocoder"
+    averaged = ("vocoder",)
+
+    def __init__(self, experiment, folder):
+        super().__init__(experiment, folder)
+        self.automatic_optimization = False
+        vocoder = folder.start("vocoder") or build_vocoder(experiment.vocoder)
+        check_hop_length(vocoder, experiment.audio.hop_length)
+        self.vocoder = prepare_for_training(vocoder.train().requires_grad_(True))
+        self.discriminators = nn.ModuleList(
+            [
+                MultiPeriodDiscriminator(self.config.period_discriminator),
+                MultiScaleDiscriminator(self.config.scale_discriminator),
+            ]
+        )
+        self.log_mel = LogMel(experiment.audio)
+        self.judging = False  # whether the discriminators have joined
+
+    def optimized(self) -> dict[str, nn.Module]:
+        return {"generator": self.vocoder, "discriminator": self.discriminators}
+
+    def generate(self, waveform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """waveform (B, T) => itself cut to whole frames, its log-mel (B, 1, F, M), the waveform generated from it."""
+        log_mel = self.log_mel(waveform)
+        waveform = waveform[:, : log_mel.shape[2] * self.experiment.audio.hop_length]
+        return waveform, log_mel, vocode(self.vocoder, log_mel)
+
+    def judge(self, waveform: Tensor) -> Judgement:
+        """(logits, features) of all sub-discriminators."""
+        (logits, features), (more_logits, more_features) = (judge(waveform) for judge in self.discriminators)
+        return logits + more_logits, features + more_features
+
+    def generator_terms(self, waveform: Tensor, log_mel: Tensor, generated: Tensor) -> dict[str, Tensor]:
+        terms = {"mel": F.l1_loss(self.log_mel(generated), log_mel)}
+        if self.config.loss_weights.get("stft"):
+            terms["stft"] = stft_loss(generated, waveform)
+        if self.judging:
+            with torch.no_grad():
+                _, real_features = self.judge(waveform)
+            logits, features = self.judge(generated)
+            terms["adversarial"] = least_squares_generator_loss(logits)
+            terms["feature_matching"] = feature_matching_loss(real_features, features)
+        return terms
+
+    def discriminator_loss(self, waveform: Tensor, generated: Tensor) -> Tensor:
+        real, fake = self.judge(waveform)[0], self.judge(generated.detach())[0]
+        return least_squares_discriminator_loss(real, fake)
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        waveform, log_mel, generated = self.generate(batch["waveform"])
+        terms = self.generator_terms(waveform, log_mel, generated)
+        if self.judging:
+            terms["discriminator"] = self.discriminator_loss(waveform, generated)
+        return terms
+
+    def update(self, optimizer: Any, loss: Tensor, batch_idx: int) -> None:
+        """Backward, and at the last of `accumulate_batches` a step: manual optimisation leaves both to the stage."""
+        count = self.config.accumulate_batches
+        self.manual_backward(loss / count)
+        if (batch_idx + 1) % count == 0:
+            self.clip_gradients(optimizer, self.config.gradient_clip, "norm")
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        generator_optimizer, discriminator_optimizer = self.optimizers()  # type: ignore[misc]
+        self.judging = batch_idx >= self.config.discriminator_start
+        waveform, log_mel, generated = self.generate(batch["waveform"])
+        judged = {}
+        if self.judging:
+            judged["discriminator"] = self.discriminator_loss(waveform, generated)
+            self.update(discriminator_optimizer, judged["discriminator"], batch_idx)
+        self.discriminators.requires_grad_(False)  # the generator's step needs no gradient of their weights
+        terms = self.generator_terms(waveform, log_mel, generated)
+        self.update(generator_optimizer, self.total(terms), batch_idx)
+        self.discriminators.requires_grad_(True)
+        self.log_terms(terms | judged, len(batch["key"]))
+
+    def parts(self) -> dict[str, Any]:
+        return {"vocoder": finish_training(self.vocoder)}

@@ -1,0 +1,1 @@
+"""Raw corpora into shards: `python -m data.<corpus> SOURCE OUTPUT`, one file a corpus."""

@@ -1,0 +1,1 @@
+"""Scores and reports of trained systems: `python -m evaluation report EXPERIMENT.yaml`."""

@@ -1,0 +1,290 @@
+"""T-UNet against diffusers' class with the same weights, and its own properties."""
+
+import json
+from dataclasses import replace
+
+import diffusers
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from audioldm2_pl.errors import UserError
+from audioldm2_pl.models import unet as presets
+from audioldm2_pl.models.condition import Condition
+from audioldm2_pl.models.unet import TUNet, TUNetConfig, from_hub_config, to_hub_config
+
+WIDTHS = dict(in_channels=4, out_channels=4, sample_size=8, norm_num_groups=4)
+SMALL = {
+    "base": TUNetConfig(
+        block_out_channels=[16, 24, 32],
+        attention_levels=[1, 2],
+        num_heads=[2, 3, 4],
+        cross_attention_dim=[None, 20, 12],
+        **WIDTHS,
+    ),
+    "large": TUNetConfig(
+        block_out_channels=[16, 24],
+        attention_levels=[0, 1],
+        num_heads=[8, 8],
+        cross_attention_dim=[None, 20, 12, None],
+        transformer_layers_per_block=2,
+        layers_per_block=1,
+        **WIDTHS,
+    ),
+    "speech": TUNetConfig(
+        block_out_channels=[16, 16, 24, 32],
+        attention_levels=[1, 2, 3],
+        num_heads=[1, 2, 2, 4],
+        cross_attention_dim=[None, 20],
+        **WIDTHS,
+    ),
+    "audioldm1": TUNetConfig(
+        block_out_channels=[16, 24, 32],
+        attention_levels=[1, 2],
+        num_heads=[2, 3, 4],
+        cross_attention_dim=[None],
+        film_dim=10,
+        **WIDTHS,
+    ),
+}
+FULL = {
+    "base": (presets.base, 346.94),
+    "large": (presets.large, 718.01),
+    "speech": (presets.speech, 261.93),
+    "audioldm1": (presets.audioldm1, 185.04),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def randomised(net: nn.Module) -> nn.Module:
+    """Draws every weight, so that the layers which start at zero have something to do."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in net.named_parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5, generator=generator)
+        elif "norm" not in name:
+            nn.init.normal_(parameter, std=0.2, generator=generator)
+    return net.eval()
+
+
+def inputs(config: TUNetConfig, size: tuple[int, int] = (16, 8), seed: int = 0) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    widths = [dim for dim in config.cross_attention_dim if dim is not None]
+    film = torch.randn(2, config.film_dim, generator=generator) if config.film_dim else None
+    masks = [torch.ones(2, 5), torch.tensor([[1, 1, 0], [1, 0, 0]])]
+    return dict(
+        latent=torch.randn(2, config.in_channels, *size, generator=generator),
+        timestep=torch.tensor([3, 981]),
+        conditions=[
+            Condition(torch.randn(*mask.shape, width, generator=generator), mask) for width, mask in zip(widths, masks)
+        ],
+        film=film,
+    )
+
+
+def stock(config: TUNetConfig) -> nn.Module:
+    hub = to_hub_config(config)
+    return getattr(diffusers, hub["_class_name"]).from_config(hub).eval()
+
+
+def stock_output(net: nn.Module, given: dict, masked: bool = True) -> Tensor:
+    conditions = given["conditions"]
+    arguments: dict = dict(encoder_hidden_states=None, class_labels=given["film"])
+    for condition, suffix in zip(conditions, ("", "_1")):
+        arguments["encoder_hidden_states" + suffix] = condition.embedding
+        if masked:
+            arguments["encoder_attention_mask" + suffix] = condition.mask
+    with torch.no_grad():
+        return net(given["latent"], given["timestep"], **arguments).sample
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("size", [(16, 8), (19, 7)])
+def test_equals_diffusers(name, masked, size):
+    config = SMALL[name]
+    ours, theirs = randomised(TUNet(config)), stock(config)
+    theirs.load_state_dict(ours.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    given = inputs(config, size)
+    expected = stock_output(theirs, given, masked)
+    if not masked:
+        given["conditions"] = [Condition(c.embedding, None) for c in given["conditions"]]
+    with torch.no_grad():
+        result = ours(**given)
+    assert result.shape == expected.shape == given["latent"].shape
+    assert expected.std() > 0.1
+    print(f"{name} {size} masked={masked}: {(result - expected).abs().max():.1e}")
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_full_size(name):
+    preset, millions = FULL[name]
+    with torch.device("meta"):
+        ours, theirs = TUNet(preset()), stock(preset())
+    shapes = {key: value.shape for key, value in ours.state_dict().items()}
+    assert shapes == {key: value.shape for key, value in theirs.state_dict().items()}
+    assert round(sum(p.numel() for p in ours.parameters()) / 1e6, 2) == millions
+
+
+def test_fresh_net_predicts_zero():
+    assert not TUNet(SMALL["base"])(**inputs(SMALL["base"])).any()
+
+
+@pytest.mark.parametrize("name", ["base", "large"])
+def test_cache_changes_nothing(name):
+    net, given = randomised(TUNet(SMALL[name])), inputs(SMALL[name])
+    with torch.no_grad():
+        expected = net(**given)
+        cache = net.precompute(given.pop("conditions"))
+        for _ in range(2):
+            assert torch.equal(net(**given, cache=cache), expected)
+
+
+def test_checkpointing_keeps_gradients():
+    given = inputs(SMALL["large"])
+    gradients = []
+    for gradient_checkpointing in (False, True):
+        config = replace(SMALL["large"], gradient_checkpointing=gradient_checkpointing)
+        net = randomised(TUNet(config))
+        net(**given).square().mean().backward()
+        gradients.append({name: p.grad for name, p in net.named_parameters()})
+    assert all(gradient is not None for gradient in gradients[0].values())
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-6)
+
+
+def test_masked_positions_do_not_matter():
+    net, given = randomised(TUNet(SMALL["base"])), inputs(SMALL["base"])
+    with torch.no_grad():
+        expected = net(**given)
+        text = given["conditions"][1]
+        text.embedding = torch.where(text.mask[..., None] == 1, text.embedding, 100.0)
+        assert torch.equal(net(**given), expected)
+        text.embedding = text.embedding + 1
+        assert not torch.allclose(net(**given), expected)
+
+
+def test_empty_mask_is_read_whole():
+    net, given = randomised(TUNet(SMALL["base"])), inputs(SMALL["base"])
+    with torch.no_grad():
+        given["conditions"][1].mask = torch.ones(2, 3)
+        expected = net(**given)
+        given["conditions"][1].mask = torch.zeros(2, 3)
+        assert torch.equal(net(**given), expected)
+
+
+def test_scalar_timestep_and_channels_last():
+    net, given = randomised(TUNet(SMALL["base"])), inputs(SMALL["base"])
+    with torch.no_grad():
+        given["timestep"] = torch.tensor([40, 40])
+        expected = net(**given)
+        for timestep in (40, 40.0, torch.tensor(40)):
+            torch.testing.assert_close(net(**{**given, "timestep": timestep}), expected)
+        net.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(net(**given), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [*SMALL.values(), *(preset() for preset, _ in FULL.values())])
+def test_hub_config_round_trip(config):
+    assert from_hub_config(json.loads(json.dumps(to_hub_config(config)))) == config
+
+
+def test_published_hub_configs():
+    hub = {**to_hub_config(presets.base()), "attention_head_dim": 8}
+    assert from_hub_config(hub) == replace(presets.base(), num_heads=[8, 8, 8, 8])
+    hub = {**to_hub_config(presets.audioldm1()), "_class_name": "UNet2DConditionModel"}
+    assert hub["cross_attention_dim"] == [128, 256, 384, 640]
+    assert from_hub_config(hub) == presets.audioldm1()
+    with pytest.raises(UserError, match="use_linear_projection"):
+        from_hub_config({**hub, "use_linear_projection": True})
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_folder_opens_here_and_in_diffusers(name, tmp_path):
+    config = SMALL[name]
+    net, given = randomised(TUNet(config)), inputs(config)
+    net.to(memory_format=torch.channels_last)
+    net.save_pretrained(tmp_path / "unet")
+    opened = TUNet.from_pretrained(tmp_path / "unet")
+    assert opened.config == config
+    classes = [diffusers.AudioLDM2UNet2DConditionModel]
+    if config.film_dim:
+        classes.append(diffusers.UNet2DConditionModel)
+    with torch.no_grad():
+        expected = opened(**given)
+        torch.testing.assert_close(net(**given), expected, rtol=0, atol=1e-5)
+    for stock_class in classes:
+        theirs = stock_class.from_pretrained(tmp_path / "unet").eval()
+        torch.testing.assert_close(stock_output(theirs, given), expected, rtol=0, atol=1e-5)
+        theirs.save_pretrained(tmp_path / "stock")
+        again = TUNet.from_pretrained(tmp_path / "stock")
+        assert again.config == config
+        with torch.no_grad():
+            assert torch.equal(again(**given), expected)
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(UserError, match=r"config\.json"):
+        TUNet.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_heads": [1, 2]},
+        {"num_heads": [3, 8, 12, 20]},
+        {"attention_levels": [4]},
+        {"cross_attention_dim": [768, 1024]},
+        {"cross_attention_dim": [None, None, 1024]},
+        {"cross_attention_dim": []},
+    ],
+)
+def test_wrong_config(wrong):
+    with pytest.raises(UserError, match=r"^unet\."):
+        TUNetConfig(**wrong)
+
+
+def test_wrong_inputs():
+    net, given = TUNet(SMALL["base"]), inputs(SMALL["base"])
+    with pytest.raises(ValueError, match="2 conditions, got 1"):
+        net(**{**given, "conditions": given["conditions"][:1]})
+    with pytest.raises(ValueError, match="film"):
+        net(**{**given, "film": torch.zeros(2, 10)})
+
+
+def test_config_is_structured():
+    merged = OmegaConf.merge(
+        OmegaConf.structured(TUNetConfig),
+        {
+            "block_out_channels": [48, 96, 144],
+            "num_heads": [2, 3, 6],
+            "attention_levels": [1, 2],
+            "cross_attention_dim": [None, 192, 64],
+            "norm_num_groups": 16,
+        },
+    )
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, TUNetConfig)
+    assert config.cross_attention_dim == [None, 192, 64]
+    TUNet(config)
+
+
+def test_conditions_join_select_and_repeat():
+    short = Condition(torch.ones(1, 2, 3), torch.ones(1, 2, dtype=torch.bool))
+    long = Condition(torch.full((2, 4, 3), 2.0), torch.ones(2, 4, dtype=torch.bool))
+    both = Condition.cat([short.expand(2), long])
+    assert both.embedding.shape == (4, 4, 3) and len(both) == 4
+    assert both.mask.dtype == torch.bool
+    assert both.mask.sum(1).tolist() == [2, 2, 4, 4]
+    assert not both.embedding[0, 2:].any()
+    assert len(both[1]) == 1 and len(both[1:3]) == 2
+    assert both[torch.tensor([2, 0])].mask.sum(1).tolist() == [4, 2]
+    assert both[[1, 2]].repeat(2).mask.sum(1).tolist() == [2, 2, 4, 4]
+    half = both.to("cpu", torch.float16)
+    assert half.embedding.dtype == torch.float16 and half.mask.dtype == torch.bool

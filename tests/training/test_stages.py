@@ -1,0 +1,206 @@
+"""What holds for every stage: it learns, it resumes to the bit, and frozen parts stay as they are."""
+
+import itertools
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from audioldm2_pl.checkpoints import GROUPS, ModelFolder
+from audioldm2_pl.datamodule import AudioShards
+from audioldm2_pl.training import run
+from audioldm2_pl.training.run import STAGES, train
+from audioldm2_pl.training.stage import EMA, OptimizerConfig, Resumable, learning_rate_factor
+
+WRITES = {
+    "clap": ("text_encoder",),
+    "audiomae": ("audiomae",),
+    "vae": ("vae",),
+    "vocoder": ("vocoder",),
+    "ldm": ("unet", "text_encoder_2"),
+    "gpt2": ("language_model", "projection_model"),
+    "joint": ("unet", "language_model", "projection_model"),
+}
+
+
+def prepared(smoke, smoke_run, stage: str, tmp_path: Path, name: str, *overrides: str):
+    """A smoke experiment whose model folder already has all parts that `stage` starts from."""
+    experiment = smoke(f"name={name}", *overrides, runs=tmp_path)
+    shutil.copytree(smoke_run.model_folder, experiment.model_folder)
+    for part in WRITES[stage] if stage != "joint" else ():
+        shutil.rmtree(experiment.model_folder / part)
+    return experiment
+
+
+def weights(experiment, stage: str) -> dict[str, torch.Tensor]:
+    return {
+        f"{part}.{key}": value
+        for part in WRITES[stage]
+        for file in sorted((experiment.model_folder / part).glob("*.safetensors"))
+        for key, value in load_file(file).items()
+    }
+
+
+def start(smoke_run, stage: str):
+    """A stage at its beginning, and an endless supply of one batch."""
+    module = STAGES[stage](smoke_run, ModelFolder(smoke_run.model_folder)).train()
+    data = AudioShards(smoke_run.data, smoke_run.audio, seed=0, batch_size=4, crop_seconds=module.config.crop_seconds)
+    return module, next(iter(data.train_dataloader()))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_and_resumed_ends_with_the_same_bits(stage, smoke, smoke_run, tmp_path, monkeypatch):
+    straight = prepared(smoke, smoke_run, stage, tmp_path, "straight")
+    train(straight, stage)
+
+    broken = prepared(smoke, smoke_run, stage, tmp_path, "broken")
+    save = Resumable.on_train_batch_end
+
+    def die_after_third_batch(self, trainer, pl_module, outputs, batch, batch_idx):
+        save(self, trainer, pl_module, outputs, batch, batch_idx)
+        if batch_idx == 2:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(Resumable, "on_train_batch_end", die_after_third_batch)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(broken, stage)
+    monkeypatch.undo()
+    assert (broken.run_folder / "checkpoints" / f"{stage}.ckpt").is_file()
+    train(broken, stage)
+
+    expected, resumed = weights(straight, stage), weights(broken, stage)
+    assert expected.keys() == resumed.keys()
+    assert all(torch.equal(expected[key], resumed[key]) for key in expected)
+    rows = (broken.run_folder / "logs" / stage / "metrics.csv").read_text().splitlines()
+    assert len(set(rows)) == len(rows)
+    assert rows == (straight.run_folder / "logs" / stage / "metrics.csv").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("stage", "share"), [("clap", 0.7), ("audiomae", 0.9), ("ldm", 0.9), ("gpt2", 0.5), ("joint", 0.9)]
+)
+def test_overfits_one_batch(stage, share, smoke_run):
+    module, batch = start(smoke_run, stage)
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=5e-3)
+    losses = []
+    for step in range(60):
+        torch.manual_seed(step % 4)
+        random.seed(step % 4)
+        loss = module.total(module.losses(batch))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-4:]) < share * sum(losses[:4])
+
+
+@pytest.mark.parametrize("stage", ["ldm", "gpt2", "joint"])
+def test_frozen_parts_get_no_gradient_and_are_not_registered(stage, smoke_run):
+    module, batch = start(smoke_run, stage)
+    module.total(module.losses(batch)).backward()
+    frozen = list(itertools.chain.from_iterable(net.parameters() for net in module.frozen.values()))
+    assert frozen and all(p.grad is None and not p.requires_grad for p in frozen)
+    registered = {id(p) for p in module.parameters()}
+    assert not registered & {id(p) for p in frozen}
+
+
+def test_diffusion_loss_reaches_gpt2_in_joint_finetuning(smoke_run):
+    module, batch = start(smoke_run, "joint")
+    # a fresh T-UNet's zero-initialised outputs would let nothing through
+    with torch.no_grad():
+        for parameter in module.unet.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1)
+    module.config.p_gt = 0.0
+    module.losses(batch)["diffusion"].backward()
+    assert module.loa_generator.gpt2.transformer.h[0].attn.c_attn.weight.grad.abs().max() > 0
+    assert module.loa_generator.projection.projection.weight.grad.abs().max() > 0
+
+    module.zero_grad()
+    module.config.p_gt = 1.0
+    module.losses(batch)["diffusion"].backward()
+    assert all(p.grad is None or not p.grad.any() for p in module.loa_generator.parameters())
+
+
+def test_finished_stages_are_passed_over(smoke_run, capsys):
+    before = weights(smoke_run, "joint")
+    train(smoke_run)
+    assert capsys.readouterr().out.count("finished") == len(STAGES)
+    assert all(torch.equal(value, before[key]) for key, value in weights(smoke_run, "joint").items())
+
+
+def test_parts_taken_from_elsewhere_are_not_trained(smoke, smoke_run, tmp_path, capsys):
+    taken = smoke(f"from.vae={smoke_run.model_folder}", "stages=[vae]", runs=tmp_path)
+    train(taken)
+    assert "vae: taken from" in capsys.readouterr().out
+    assert all(torch.equal(value, weights(smoke_run, "vae")[key]) for key, value in weights(taken, "vae").items())
+
+    # `start_from` copies too, but its stage goes on training
+    started = smoke(f"start_from.vae={smoke_run.model_folder}", "stages=[vae]", "name=started", runs=tmp_path)
+    train(started)
+    assert any(not torch.equal(value, weights(smoke_run, "vae")[key]) for key, value in weights(started, "vae").items())
+
+
+def test_cached_features_equal_uncached(smoke, smoke_run, tmp_path):
+    curves = []
+    for cached in ("true", "false"):
+        overrides = (f"training.ldm.cache_features={cached}",)
+        experiment = prepared(smoke, smoke_run, "ldm", tmp_path, f"cached-{cached}", *overrides)
+        train(experiment, "ldm")
+        rows = (experiment.run_folder / "logs/ldm/metrics.csv").read_text().splitlines()[1:]
+        curves.append([float(row.split(",")[2]) for row in rows])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+def test_validation_is_logged_and_leaves_training_as_it_was(smoke, smoke_run, tmp_path):
+    plain = prepared(smoke, smoke_run, "gpt2", tmp_path, "plain")
+    validated = prepared(
+        smoke,
+        smoke_run,
+        "gpt2",
+        tmp_path,
+        "validated",
+        "trainer.validate_every_batches=2",
+        "trainer.validation_batches=1",
+    )
+    train(plain, "gpt2")
+    train(validated, "gpt2")
+    rows = (validated.run_folder / "logs/gpt2/metrics.csv").read_text().splitlines()
+    assert sum(",val/loa," in row for row in rows) == 2
+    first, second = weights(plain, "gpt2"), weights(validated, "gpt2")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_learning_rate_warms_up_and_decays():
+    config = OptimizerConfig(warmup_batches=10, decay="cosine")
+    factors = [learning_rate_factor(config, i, 110) for i in range(110)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == pytest.approx(1.0)
+    assert factors[60] == pytest.approx(0.5)
+    assert factors[-1] < 1e-3
+    assert [learning_rate_factor(OptimizerConfig(), i, 5) for i in range(5)] == [1.0] * 5
+
+
+def test_ema_warms_up_and_is_put_back():
+    class Holder:
+        averaged = ("net",)
+        net = torch.nn.Linear(2, 2)
+
+    holder, ema = Holder(), EMA(decay=0.9)
+    ema.on_train_start(None, holder)  # type: ignore[arg-type]
+    first = holder.net.weight.detach().clone()
+    with torch.no_grad():
+        holder.net.weight.add_(1.0)
+    ema.on_train_batch_end(None, holder, None, None, 0)
+    with ema.applied(holder):  # type: ignore[arg-type]
+        assert torch.allclose(holder.net.weight, first + 0.9)  # decay (1 + 0) / (10 + 0) keeps a tenth
+    assert torch.allclose(holder.net.weight, first + 1.0)
+
+
+def test_groups_cover_all_written_parts():
+    known = {part for parts in GROUPS.values() for part in parts}
+    assert {part for parts in WRITES.values() for part in parts} <= known
+    assert set(run.STAGE_GROUPS) | {"joint"} == set(STAGES)
