@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="make sound from text")
     generate.add_argument("model", help="a model folder, or a hub id")
     generate.add_argument("prompts", nargs="*", metavar="TEXT", help="what to hear, one clip each")
-    generate.add_argument("--prompts", dest="file", type=Path, help="a text file with one prompt a line")
+    generate.add_argument("--prompts", dest="file", type=Path, help="a text file: one TEXT a line, or NAME | TEXT")
     generate.add_argument("--output", type=Path, default=Path("output"), help="folder for the clips (%(default)s)")
     generate.add_argument("--seconds", type=float, help="length of each clip (the model's own)")
     generate.add_argument("--steps", type=int, default=200, help="sampling steps (%(default)s)")
@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--candidates", type=int, default=1, help="clips tried per prompt; CLAP keeps one (%(default)s)"
     )
+    generate.add_argument("--batch-size", type=int, default=16, help="clips made at once (%(default)s)")
     generate.add_argument("--device", default="auto", help="cpu, cuda, mps (the best there is)")
     generate.set_defaults(run=run_generate)
 
@@ -58,26 +59,40 @@ def run_describe(args: argparse.Namespace) -> None:
 
 
 def run_generate(args: argparse.Namespace) -> None:
-    prompts = list(args.prompts)
+    named = [(f"{number:04d}_{file_name(text)}", text) for number, text in enumerate(args.prompts, 1)]
     if args.file is not None:
-        if not args.file.is_file():
-            raise UserError(f"{args.file}: no such prompt file")
-        prompts += [line.strip() for line in args.file.read_text().splitlines() if line.strip()]
+        named += read_prompts(args.file, first=len(named) + 1)
 
     from audioldm2_pl.audio import save_waveform
     from audioldm2_pl.pipeline import AudioLDM2, check_prompts
 
-    check_prompts(prompts)
+    check_prompts([text for _, text in named])
     model = AudioLDM2.from_pretrained(args.model, pick_device(args.device))
     if args.sampler:
         model.set_sampler(args.sampler)
-    waveforms = model.generate(
-        prompts, args.seconds, args.steps, args.guidance_scale, args.seed, args.candidates, args.eta
-    )
-    for number, (prompt, waveform) in enumerate(zip(prompts, waveforms), 1):
-        path = args.output / f"{number:04d}_{file_name(prompt)}.wav"
-        save_waveform(path, waveform, model.sample_rate)
-        print(f"{path}  {prompt}")
+    for start in range(0, len(named), args.batch_size):  # written batch by batch: what is done stays done
+        rows = named[start : start + args.batch_size]
+        waveforms = model.generate(
+            [text for _, text in rows], args.seconds, args.steps, args.guidance_scale, args.seed + start,
+            args.candidates, args.eta,
+        )  # fmt: skip
+        for (name, text), waveform in zip(rows, waveforms):
+            path = args.output / f"{name}.wav"
+            save_waveform(path, waveform, model.sample_rate)
+            print(f"{path}  {text}", flush=True)
+
+
+def read_prompts(path: Path, first: int) -> list[tuple[str, str]]:
+    """(name of the clip's file, prompt) of each line; a line without a name is numbered from `first`."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such prompt file")
+    named = []
+    for line in filter(None, map(str.strip, path.read_text().splitlines())):
+        name, bar, text = (part.strip() for part in line.partition("|"))
+        if bar and (not name or name.startswith("/") or ".." in name.split("/")):
+            raise UserError(f"{path}: {line!r}: the name before | has to be a file name inside the output folder")
+        named.append((name, text) if bar else (f"{first + len(named):04d}_{file_name(line)}", line))
+    return named
 
 
 def pick_device(name: str) -> str:
@@ -98,8 +113,18 @@ def file_name(prompt: str) -> str:
     return "_".join(words)[:60] or "clip"
 
 
+def parse_with_overrides(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """Like parse_args, but `key=value` may also stand behind an option, where argparse gives up on it."""
+    args, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(args, "overrides") or any(word.startswith("-") or "=" not in word for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
+    return args
+
+
 def main(arguments: list[str] | None = None) -> int:
-    args = build_parser().parse_args(arguments)
+    args = parse_with_overrides(build_parser(), arguments)
     try:
         args.run(args)
     except UserError as error:

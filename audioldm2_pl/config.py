@@ -4,6 +4,7 @@ Every part's config stands directly above the part itself; this file only nests 
 """
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -196,4 +197,4 @@ def unknown_key(error: ConfigKeyError) -> str:
 
 def to_plain(config: Any) -> dict:
     """A config as plain dicts, lists, strings and numbers: what checkpoints and reports store."""
-    return OmegaConf.to_container(OmegaConf.structured(config), resolve=True)  # type: ignore[return-value]
+    return json.loads(json.dumps(dataclasses.asdict(config)))

@@ -2,7 +2,7 @@
 
 The shard format. A split is a folder of uncompressed tars and an index.json:
 
-    {"format": 1, "sample_rate": 16000, "num_clips": N, "seconds": S,
+    {"format": 1, "sample_rate": 16000, "num_clips": N, "seconds": S, "longest_seconds": l,
      "shards": [{"name": "000000.tar", "num_clips": n, "seconds": s, "sha256": "..."}]}
 
 A clip is two members, `<key>.flac` (16-bit mono) and `<key>.json` with "text" or "captions" (a list), and, where
@@ -59,13 +59,15 @@ class ShardFolder:
             raise UserError(
                 f"{self.path}: no shards here (index.json is missing); write them with python -m data.<corpus>"
             )
-        self.index = json.loads(index.read_text())
-        if self.index.get("format") != SHARD_FORMAT:
-            raise UserError(
-                f"{index}: format {self.index.get('format')!r}, this version reads {SHARD_FORMAT}; write it anew"
-            )
+        try:
+            self.index = json.loads(index.read_text())
+            version = self.index.get("format")
+            self.counts = [shard["num_clips"] for shard in self.index["shards"]] if version == SHARD_FORMAT else []
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{index}: not the index of a folder of shards; write the shards again") from None
+        if version != SHARD_FORMAT:
+            raise UserError(f"{index}: format {version!r}, this version reads {SHARD_FORMAT}; write it anew")
         self.advice = f"check the folder with python -m data.shards {self.path}"
-        self.counts = [shard["num_clips"] for shard in self.index["shards"]]
         self.members: dict[int, list[tuple[str, Members]]] = {}  # shard -> its clips' keys and members
 
     def __len__(self) -> int:
@@ -243,8 +245,8 @@ class AudioShards(L.LightningDataModule):
         Raises UserError where clips are longer than a training clip, since a cached crop would never change.
         """
         for folder in self.train:
-            longest = folder.index.get("longest_seconds", self.audio.clip_seconds)
-            if longest * self.audio.sample_rate > self.num_samples + 1:
+            longest = folder.index["longest_seconds"]
+            if longest * self.audio.sample_rate > self.num_samples + 16:  # the index rounds to milliseconds
                 raise UserError(
                     f"{folder.path}: clips of up to {longest:.2f} s; {self.num_samples} samples are trained on; "
                     "cache_features needs whole clips, set it to false"

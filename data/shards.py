@@ -135,6 +135,7 @@ def _fill(
         "sample_rate": sample_rate,
         "num_clips": sum(shard["num_clips"] for shard in shards),
         "seconds": round(sum(shard["seconds"] for shard in shards), 3),
+        "longest_seconds": max(shard["longest_seconds"] for shard in shards),
         "shards": shards,
         "skipped": skipped,
     }
@@ -228,6 +229,7 @@ def _write_shard(folder: Path, number: int, members: list[tuple[str, bytes, byte
         "name": path.name,
         "num_clips": len(members),
         "seconds": seconds,
+        "longest_seconds": round(max(member[-1] for member in members), 3),
         "sha256": _sha256(path),
     }
 

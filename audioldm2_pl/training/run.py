@@ -84,7 +84,7 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> N
     done = experiment.run_folder / "stages" / f"{name}.json"
     settings = recipe(experiment, name)
     if done.is_file():
-        same = json.loads(done.read_text())["recipe"] == json.loads(json.dumps(settings))
+        same = json.loads(done.read_text())["recipe"] == settings
         print(
             f"{name}: finished" if same else f"{name}: finished with other settings; delete {done} to train it anew",
             flush=True,

@@ -1,0 +1,197 @@
+"""Latent diffusion: the noise schedule, targets, guidance, and every sampler."""
+
+import diffusers
+import pytest
+import torch
+
+from audioldm2_pl.errors import UserError
+from audioldm2_pl.models.diffusion import (
+    SAMPLERS,
+    DiffusionConfig,
+    build_scheduler,
+    diffusion_loss,
+    diffusion_target,
+    draw_dropped,
+    draw_noise,
+    guide,
+    q_sample,
+    sample,
+    signal_shares,
+)
+
+torch.set_num_threads(1)
+SHAPE = (2, 4, 4)  # of a tiny latent
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def draw(config: DiffusionConfig, predict, *seeds: int, num_steps: int = 5, eta: float = 0.0) -> torch.Tensor:
+    return sample(predict, build_scheduler(config), SHAPE, num_steps, generators(*seeds), eta=eta)
+
+
+def gaussian_predictor(config: DiffusionConfig, mean: float, std: float):
+    """The best prediction there is for latents from N(mean, std²)."""
+    shares = signal_shares(config)
+
+    def predict(latent: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        share = shares[int(timestep)]
+        noise = (1 - share).sqrt() * (latent - share.sqrt() * mean) / (share * std**2 + 1 - share)
+        if config.prediction == "epsilon":
+            return noise
+        clean = (latent - (1 - share).sqrt() * noise) / share.sqrt()
+        return share.sqrt() * noise - (1 - share).sqrt() * clean
+
+    return predict
+
+
+def test_signal_shares_are_diffusers():
+    config = DiffusionConfig()
+    shares = signal_shares(config)
+    assert shares.shape == (1000,) and (shares.diff() < 0).all()
+    assert shares[0].item() == pytest.approx(1 - config.beta_start)
+    torch.testing.assert_close(shares, build_scheduler(config).alphas_cumprod, atol=1e-6, rtol=0)
+    published = diffusers.DDIMScheduler(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear")
+    torch.testing.assert_close(shares, published.alphas_cumprod, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.7, 0.1])
+def test_moments_of_noised_latents(share):
+    torch.manual_seed(0)
+    latent = torch.full((20_000, 1, 1, 2), 3.0)
+    noisy = q_sample(latent, torch.randn_like(latent), torch.full((20_000,), share))
+    assert noisy.mean().item() == pytest.approx(3 * share**0.5, abs=0.02)
+    assert noisy.var().item() == pytest.approx(1 - share, abs=0.02)
+
+
+def test_each_clip_has_its_own_timestep():
+    latent, noise = torch.randn(2, *SHAPE), torch.randn(2, *SHAPE)
+    noisy = q_sample(latent, noise, torch.tensor([1.0, 0.0]))
+    assert torch.equal(noisy[0], latent[0]) and torch.equal(noisy[1], noise[1])
+
+
+def test_latent_and_noise_follow_from_v():
+    config = DiffusionConfig(prediction="v_prediction")
+    latent, noise, share = torch.randn(3, *SHAPE), torch.randn(3, *SHAPE), torch.tensor([0.99, 0.5, 0.01])
+    noisy, v = q_sample(latent, noise, share), diffusion_target(config, latent, noise, share)
+    a, b = share.sqrt().view(-1, 1, 1, 1), (1 - share).sqrt().view(-1, 1, 1, 1)
+    torch.testing.assert_close(a * noisy - b * v, latent)
+    torch.testing.assert_close(b * noisy + a * v, noise)
+    expected = build_scheduler(config).get_velocity(latent, noise, torch.tensor([10, 300, 700]))
+    shares = signal_shares(config)[[10, 300, 700]]
+    torch.testing.assert_close(diffusion_target(config, latent, noise, shares), expected, atol=1e-5, rtol=1e-5)
+    assert diffusion_target(DiffusionConfig(), latent, noise, share) is noise
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_loss_of_a_perfect_prediction_is_zero(prediction):
+    config = DiffusionConfig(prediction=prediction)
+    latent = torch.randn(4, *SHAPE)
+    shares = signal_shares(config)
+
+    def perfect(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        share = shares[timestep].view(-1, 1, 1, 1)
+        noise = (noisy - share.sqrt() * latent) / (1 - share).sqrt()
+        return diffusion_target(config, latent, noise, shares[timestep])
+
+    assert diffusion_loss(config, perfect, latent).item() < 1e-8
+    assert diffusion_loss(config, lambda noisy, timestep: noisy, latent).item() > 1e-3
+
+
+def test_guidance():
+    unconditional, conditional = torch.randn(2, *SHAPE), torch.randn(2, *SHAPE)
+    torch.testing.assert_close(guide(unconditional, conditional, 1.0), conditional)
+    torch.testing.assert_close(guide(unconditional, conditional, 0.0), unconditional)
+    w = 1 - 3.5  # Equation 8: w e_u + (1 - w) e_c
+    torch.testing.assert_close(
+        guide(unconditional, conditional, 3.5), w * unconditional + (1 - w) * conditional, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_sampling_with_guidance_one_is_sampling_without():
+    config = DiffusionConfig()
+    conditional, other = gaussian_predictor(config, 2.0, 0.5), gaussian_predictor(config, -1.0, 1.0)
+    guided = draw(config, lambda z, t: guide(other(z, t), conditional(z, t), 1.0), 0, 1, eta=1.0)
+    torch.testing.assert_close(guided, draw(config, conditional, 0, 1, eta=1.0), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_makes_finite_latents(sampler, prediction):
+    config = DiffusionConfig(sampler=sampler, prediction=prediction)
+    seen = []
+
+    def predict(latent: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        seen.append(float(timestep))
+        return 0.1 * latent
+
+    for num_steps in (2, 5):
+        latent = draw(config, predict, 0, 1, num_steps=num_steps)
+        assert latent.shape == (2, *SHAPE) and latent.isfinite().all()
+    assert min(seen) >= 0 and max(seen) < config.num_timesteps
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_finds_a_gaussian(sampler):
+    config = DiffusionConfig(sampler=sampler)
+    num_steps = 100 if sampler == "ddpm" else 25
+    latent = draw(config, gaussian_predictor(config, 2.0, 0.5), *range(16), num_steps=num_steps)
+    assert latent.mean().item() == pytest.approx(2.0, abs=0.15)
+    assert latent.std().item() == pytest.approx(0.5, abs=0.15)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_ddim_recovers_a_known_mean(prediction):
+    config = DiffusionConfig(prediction=prediction)
+    latent = draw(config, gaussian_predictor(config, 2.0, 1e-3), *range(16), num_steps=50)
+    assert latent.mean().item() == pytest.approx(2.0, abs=0.01)
+    # the published schedule ends at timestep 0, where this share of noise is left
+    assert latent.std().item() == pytest.approx((1 - signal_shares(config)[0].item()) ** 0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(("sampler", "eta"), [("ddim", 1.0), *((name, 0.0) for name in SAMPLERS)])
+def test_samples_do_not_depend_on_their_neighbours(sampler, eta):
+    config = DiffusionConfig(sampler=sampler)
+    predict = gaussian_predictor(config, 0.5, 1.0)
+    together = draw(config, predict, 3, 4, 5, eta=eta)
+    for row, seed in enumerate((3, 4, 5)):
+        torch.testing.assert_close(draw(config, predict, seed, eta=eta)[0], together[row], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(together[0], together[1])
+
+
+def test_ddim_puts_noise_back_as_eta_says():
+    config = DiffusionConfig()
+    predict = gaussian_predictor(config, 0.0, 1.0)
+    assert torch.equal(draw(config, predict, 0), draw(config, predict, 0))
+    assert torch.equal(draw(config, predict, 0, eta=1.0), draw(config, predict, 0, eta=1.0))
+    assert not torch.allclose(draw(config, predict, 0), draw(config, predict, 0, eta=1.0), atol=1e-2)
+
+
+def test_noise_is_one_draw_per_generator():
+    noise = draw_noise(SHAPE, generators(1, 2))
+    assert noise.shape == (2, *SHAPE)
+    assert torch.equal(noise[1:], draw_noise(SHAPE, generators(2)))
+
+
+@pytest.mark.parametrize("unit", ["batch", "sample"])
+def test_rates_of_dropped_conditions(unit):
+    torch.manual_seed(0)
+    config = DiffusionConfig(condition_dropout=0.2, dropout_unit=unit)
+    dropped = torch.stack([draw_dropped(config, 8) for _ in range(2000)])  # (draws, B)
+    assert dropped.dtype == torch.bool and dropped.shape == (2000, 8)
+    assert dropped.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    mixed = (dropped.any(1) & ~dropped.all(1)).float().mean().item()
+    assert mixed == (0.0 if unit == "batch" else pytest.approx(1 - 0.8**8, abs=0.04))
+
+
+@pytest.mark.parametrize("unit", ["batch", "sample"])
+def test_conditions_can_be_dropped_always_and_never(unit):
+    assert draw_dropped(DiffusionConfig(condition_dropout=1.0, dropout_unit=unit), 8).all()
+    assert not draw_dropped(DiffusionConfig(condition_dropout=0.0, dropout_unit=unit), 8).any()
+
+
+@pytest.mark.parametrize("field", ["prediction", "dropout_unit", "sampler"])
+def test_unknown_choices_are_user_errors(field):
+    with pytest.raises(UserError, match=rf"diffusion\.{field}='nothing'.*choose one of"):
+        DiffusionConfig(**{field: "nothing"})

@@ -1,0 +1,178 @@
+"""GPT-2 that speaks LOA: prefix, causality, cache, padding, and diffusers' own loop."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import AudioLDM2Pipeline
+
+from audioldm2_pl.models.condition import Condition
+from audioldm2_pl.models.gpt2 import GPT2Config, LOAGenerator, build_gpt2, build_projection, positions
+
+torch.set_num_threads(1)
+SMALL = GPT2Config(hidden_size=32, num_layers=2, num_heads=2, num_positions=64, dropout=0.0)
+NUM_VECTORS = 5
+CLAP_DIM, T5_DIM = 12, 20
+
+
+@pytest.fixture
+def generator() -> LOAGenerator:
+    torch.manual_seed(0)
+    loa_generator = LOAGenerator(build_gpt2(SMALL, NUM_VECTORS), build_projection([CLAP_DIM, T5_DIM], SMALL)).eval()
+    with torch.no_grad():  # a fresh projection's marks are all ones
+        for name, parameter in loa_generator.projection.named_parameters():
+            if name.startswith(("sos", "eos")):
+                parameter.normal_()
+    return loa_generator
+
+
+def conditions(*lengths: int) -> list[Condition]:
+    """CLAP and T5 of prompts with so many T5 tokens, padded with noise to the longest."""
+    draw = torch.Generator().manual_seed(sum(lengths))
+    clap = torch.randn(len(lengths), 1, CLAP_DIM, generator=draw)
+    t5 = torch.randn(len(lengths), max(lengths), T5_DIM, generator=draw)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return [Condition(clap, torch.ones(len(lengths), 1, dtype=torch.bool)), Condition(t5, mask)]
+
+
+def one_of(batch: list[Condition], clip: int) -> list[Condition]:
+    """One prompt of a batch without its padding."""
+    clap, t5 = batch
+    length = int(t5.mask[clip].sum())
+    return [clap[clip], Condition(t5.embedding[clip : clip + 1, :length], t5.mask[clip : clip + 1, :length])]
+
+
+def test_published_size():
+    with torch.device("meta"):
+        gpt2 = build_gpt2(GPT2Config(), 8)
+        projection = build_projection([512, 1024], GPT2Config())
+    assert sum(p.numel() for p in gpt2.transformer.parameters()) == 124_439_808 - 50_256 * 768  # GPT-2 less its words
+    assert gpt2.config.max_new_tokens == 8 and gpt2.config.n_positions == 1024
+    assert projection.projection.weight.shape == (768, 512) and projection.projection_1.weight.shape == (768, 1024)
+
+
+def test_order_of_the_prefix(generator):
+    clap, t5 = conditions(3)
+    prefix = generator.prefix([clap, t5])
+    p = generator.projection
+    parts = [p.sos_embed[None], p.projection(clap.embedding[0]), p.eos_embed[None]]
+    parts += [p.sos_embed_1[None], p.projection_1(t5.embedding[0]), p.eos_embed_1[None]]
+    torch.testing.assert_close(prefix.embedding[0], torch.cat(parts))
+    assert prefix.embedding.shape == (1, 8, 32) and prefix.mask.tolist() == [[1] * 8]
+
+
+def test_mask_and_positions_of_a_padded_prefix(generator):
+    mask = generator.prefix(conditions(2, 4)).mask
+    assert mask.tolist() == [[1, 1, 1, 1, 1, 1, 0, 0, 1], [1] * 9]
+    assert positions(mask)[0][mask[0] == 1].tolist() == list(range(7))
+    assert positions(mask)[1].tolist() == list(range(9))
+
+
+def test_a_vector_sees_only_those_before_it(generator):
+    loa = torch.randn(2, NUM_VECTORS, 32, requires_grad=True)
+    output = generator.teacher_forced(conditions(2, 4), loa)
+    assert output.shape == loa.shape
+    for step in range(NUM_VECTORS):
+        (gradient,) = torch.autograd.grad(output[:, step].square().sum(), loa, retain_graph=True)
+        reached = gradient.abs().amax((0, 2)) > 0
+        assert reached.tolist() == [i < step for i in range(NUM_VECTORS)]
+
+
+def test_every_vector_sees_the_conditions(generator):
+    clap, t5 = conditions(3)
+    clap.embedding.requires_grad_()
+    t5.embedding.requires_grad_()
+    output = generator.teacher_forced([clap, t5], torch.randn(1, NUM_VECTORS, 32))
+    for step in range(NUM_VECTORS):
+        gradients = torch.autograd.grad(
+            output[:, step].square().sum(), [clap.embedding, t5.embedding], retain_graph=True
+        )
+        assert all((gradient.abs().amax(2) > 0).all() for gradient in gradients)
+
+
+@torch.no_grad()
+def test_the_cache_changes_nothing(generator):
+    batch = conditions(2, 4, 3)
+    cached = generator.generate(batch)
+    assert cached.shape == (3, NUM_VECTORS, 32)
+    torch.testing.assert_close(cached, generator.generate(batch, use_cache=False), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_fewer_and_more_vectors(generator):
+    batch = conditions(3)
+    torch.testing.assert_close(generator.generate(batch, 2), generator.generate(batch, 8)[:, :2], atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_prompt_has_the_same_loa_alone_and_beside_longer_ones(generator, use_cache):
+    batch = conditions(1, 6, 3)
+    together = generator.generate(batch, use_cache=use_cache)
+    for clip in range(3):
+        alone = generator.generate(one_of(batch, clip), use_cache=use_cache)
+        torch.testing.assert_close(together[clip], alone[0], atol=1e-5, rtol=0)
+    loa = torch.randn(3, NUM_VECTORS, 32)
+    alone = generator.teacher_forced(one_of(batch, 0), loa[:1])
+    torch.testing.assert_close(generator.teacher_forced(batch, loa)[:1], alone, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_prompts_matter(generator):
+    loa = generator.generate(conditions(3, 3))
+    assert (loa[0] - loa[1]).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_teacher_forcing_on_its_own_loa_gives_it_back(generator):
+    batch = conditions(2, 4)
+    loa = generator.generate(batch)
+    torch.testing.assert_close(generator.teacher_forced(batch, loa), loa, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_gradients_go_back_through_generation(generator, use_cache):
+    generator.generate(conditions(2, 4), use_cache=use_cache)[:, -1].square().sum().backward()
+    for name, parameter in generator.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert generator.projection.projection.weight.grad.abs().max() > 0
+    assert generator.projection.projection_1.weight.grad.abs().max() > 0
+
+
+def test_cached_gradients_equal_uncached(generator):
+    gradients = []
+    for use_cache in (True, False):
+        generator.zero_grad()
+        generator.generate(conditions(3), use_cache=use_cache).square().mean().backward()
+        gradients.append(generator.projection.projection.weight.grad.clone())
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
+
+
+def test_word_embeddings_are_frozen(generator):
+    frozen = {name for name, parameter in generator.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"gpt2.transformer.wte.weight"}
+
+
+@torch.no_grad()
+def test_equals_the_loop_of_diffusers(generator):
+    batch = conditions(4)
+    prefix = generator.prefix(batch)
+    pipeline = SimpleNamespace(language_model=generator.gpt2)
+    expected = AudioLDM2Pipeline.generate_language_model(
+        pipeline, prefix.embedding, max_new_tokens=None, attention_mask=prefix.mask
+    )
+    torch.testing.assert_close(generator.generate(batch), expected, atol=1e-5, rtol=0)
+
+
+def test_learns_a_sequence(generator):
+    batch, loa = conditions(2, 4), torch.randn(2, NUM_VECTORS, 32, generator=torch.Generator().manual_seed(3))
+    optimizer = torch.optim.Adam([p for p in generator.parameters() if p.requires_grad], lr=5e-3)
+    losses = []
+    for _ in range(60):
+        loss = (generator.teacher_forced(batch, loa) - loa).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]

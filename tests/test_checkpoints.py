@@ -1,0 +1,192 @@
+"""The model folder: what a whole run writes, how parts are taken, and stock diffusers on it."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors import safe_open
+
+from audioldm2_pl.checkpoints import GROUPS, HUB_CLASSES, PARTS, ModelFolder, find_model, load_part
+from audioldm2_pl.errors import UserError
+from audioldm2_pl.models.audiomae import AudioMAE, AudioMAEConfig
+from audioldm2_pl.models.unet import TUNet
+from audioldm2_pl.pipeline import AudioLDM2
+
+torch.set_num_threads(1)
+TINY_MAE = AudioMAEConfig(
+    num_frames=32, num_bins=32, embed_dim=8, depth=1, num_heads=2, decoder_dim=8, decoder_depth=1, decoder_heads=2
+)
+
+
+@pytest.fixture
+def copy(smoke_run, tmp_path):
+    """A trained model folder that a test may break."""
+    return shutil.copytree(smoke_run.model_folder, tmp_path / "copy")
+
+
+def weights(folder, part: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / part).glob("*.safetensors"))}
+
+
+def test_index_names_all_parts_but_audiomae(smoke_run):
+    index = json.loads((smoke_run.model_folder / "model_index.json").read_text())
+    assert index.pop("_class_name") == "AudioLDM2Pipeline"
+    assert index.pop("_diffusers_version") == diffusers.__version__
+    assert set(index) == set(PARTS) - {"audiomae"}
+    assert {part: tuple(cls) for part, cls in index.items()} == HUB_CLASSES
+
+
+def test_folder_holds_nothing_but_parts_and_no_pickles(smoke_run):
+    assert {path.name for path in smoke_run.model_folder.iterdir()} == {"model_index.json", *PARTS}
+    suffixes = {path.suffix for path in smoke_run.model_folder.rglob("*") if path.is_file()}
+    assert suffixes <= {".safetensors", ".json", ".txt", ".model"} and ".safetensors" in suffixes
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_loads_as_its_class(part, smoke_run):
+    content = load_part(smoke_run.model_folder, part)
+    if part in ("unet", "audiomae"):
+        assert isinstance(content, TUNet if part == "unet" else AudioMAE)
+    else:
+        library, name = HUB_CLASSES[part]
+        assert isinstance(content, getattr(diffusers if library == "diffusers" else transformers, name))
+
+
+@pytest.mark.parametrize(
+    "part", ["vae", "unet", "vocoder", "language_model", "text_encoder", "audiomae", "tokenizer_2"]
+)
+def test_weights_and_words_survive_saving(part, smoke_run, tmp_path):
+    folder = ModelFolder(tmp_path)
+    folder.save(part, load_part(smoke_run.model_folder, part))
+    files = {path.name for path in (smoke_run.model_folder / part).iterdir()}
+    assert {path.name for path in (tmp_path / part).iterdir()} == files
+    for name in weights(smoke_run.model_folder, part):
+        with (
+            safe_open(smoke_run.model_folder / part / name, "pt") as old,
+            safe_open(tmp_path / part / name, "pt") as new,
+        ):
+            assert set(old.keys()) == set(new.keys())
+            assert all(torch.equal(old.get_tensor(key), new.get_tensor(key)) for key in old.keys())  # noqa: SIM118
+
+
+@pytest.mark.parametrize("part", [part for part in PARTS if part != "audiomae"])
+def test_a_missing_part_is_named(part, copy):
+    shutil.rmtree(copy / part)
+    with pytest.raises(UserError, match=rf"{copy}.*{part}/ is missing"):
+        ModelFolder(copy).load(part)
+    with pytest.raises(UserError, match=f"{part}/ is missing"):
+        AudioLDM2.from_pretrained(copy)
+
+
+def test_a_broken_part_is_named(copy):
+    (copy / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"broken")
+    (copy / "audiomae" / "config.json").write_text("{")
+    (copy / "text_encoder_2" / "model.safetensors").unlink()
+    for part in ("vae", "audiomae", "text_encoder_2"):
+        with pytest.raises(UserError, match=f"{copy / part}: cannot be loaded"):
+            load_part(copy, part)
+
+
+def test_audiomae_survives_saving(tmp_path):
+    torch.manual_seed(0)
+    audiomae = AudioMAE(replace(TINY_MAE, loa_layers=1, pooling=2))
+    ModelFolder(tmp_path).save("audiomae", audiomae)
+    loaded = ModelFolder(tmp_path).load("audiomae")
+    assert loaded.config == audiomae.config
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in audiomae.state_dict().items())
+    fbank = torch.randn(1, 1, 32, 32)
+    assert torch.equal(loaded.eval().loa(fbank), audiomae.eval().loa(fbank))
+
+
+def test_a_saved_part_takes_the_place_of_the_old_one_whole(tmp_path):
+    folder = ModelFolder(tmp_path)
+    folder.save("audiomae", AudioMAE(TINY_MAE))
+    (tmp_path / "audiomae" / "left_over.json").write_text("{}")
+    folder.save("audiomae", AudioMAE(replace(TINY_MAE, depth=2)))
+    assert {path.name for path in (tmp_path / "audiomae").iterdir()} == {"config.json", "model.safetensors"}
+    assert len(folder.load("audiomae").blocks) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"audiomae", "model_index.json"}
+
+
+def test_a_broken_off_write_leaves_the_old_part(tmp_path):
+    class Dies:
+        def save_pretrained(self, path):
+            (path / "config.json").write_text("half")
+            raise OSError("disk full")
+
+    folder = ModelFolder(tmp_path)
+    folder.save("scheduler", diffusers.DDIMScheduler())
+    before = (tmp_path / "scheduler" / "scheduler_config.json").read_bytes()
+    with pytest.raises(OSError, match="disk full"):
+        folder.save("scheduler", Dies())
+    assert (tmp_path / "scheduler" / "scheduler_config.json").read_bytes() == before
+    assert {path.name for path in (tmp_path / "scheduler").iterdir()} == {"scheduler_config.json"}
+    folder.save("scheduler", diffusers.DDPMScheduler())  # over what the broken write left
+    assert isinstance(folder.load("scheduler"), diffusers.DDPMScheduler)
+
+
+def test_index_names_the_scheduler_that_is_there(tmp_path):
+    ModelFolder(tmp_path).save("scheduler", diffusers.UniPCMultistepScheduler())
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["scheduler"] == ["diffusers", "UniPCMultistepScheduler"]
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_given_parts_are_copied(name, smoke_run, tmp_path):
+    folder = ModelFolder(tmp_path, given={name: str(smoke_run.model_folder)})
+    folder.take_given()
+    assert {path.name for path in tmp_path.iterdir()} == {"model_index.json", *GROUPS[name]}
+    for part in GROUPS[name]:
+        assert weights(tmp_path, part) == weights(smoke_run.model_folder, part)
+        assert load_part(tmp_path, part) is not None
+        assert folder.start(part) is None
+    assert folder.is_given(name) and not any(folder.is_given(other) for other in GROUPS if other != name)
+
+
+def test_parts_that_are_here_are_not_taken_again(smoke_run, tmp_path):
+    folder = ModelFolder(tmp_path, given={"vae": str(smoke_run.model_folder)})
+    folder.take_given()
+    (tmp_path / "vae" / "mark").touch()
+    folder.take_given()
+    assert (tmp_path / "vae" / "mark").exists()
+
+
+def test_started_parts_are_gone_on_from(smoke_run, tmp_path):
+    folder = ModelFolder(tmp_path, started={"audiomae": str(smoke_run.model_folder)})
+    folder.take_given()
+    assert isinstance(folder.start("audiomae"), AudioMAE)
+    assert folder.start("vae") is None
+
+
+def test_bad_sources_are_user_errors(smoke_run, tmp_path, copy):
+    with pytest.raises(UserError, match=r"no part 'wae'.*vae"):
+        ModelFolder(tmp_path, given={"wae": str(smoke_run.model_folder)})
+    with pytest.raises(UserError, match="no part 'loa'"):
+        ModelFolder(tmp_path, started={"loa": str(smoke_run.model_folder)})
+    with pytest.raises(UserError, match="nowhere"):
+        ModelFolder(tmp_path / "new", given={"vae": str(tmp_path / "nowhere")}).take_given()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="not a model folder"):
+        find_model(tmp_path / "empty")
+    shutil.rmtree(copy / "vae")
+    with pytest.raises(UserError, match=rf"{copy}: has no vae/"):
+        ModelFolder(tmp_path / "new", given={"vae": str(copy)}).take_given()
+
+
+def test_stock_diffusers_opens_the_folder_and_makes_sound(smoke_run):
+    pipeline = diffusers.AudioLDM2Pipeline.from_pretrained(smoke_run.model_folder, low_cpu_mem_usage=False)
+    pipeline.set_progress_bar_config(disable=True)
+    audio = pipeline(
+        "a bell",
+        num_inference_steps=2,
+        audio_length_in_s=2.56,
+        max_new_tokens=pipeline.language_model.config.max_new_tokens,
+        generator=torch.Generator().manual_seed(0),
+    ).audios
+    assert audio.shape == (1, 40_960)
+    assert np.isfinite(audio).all() and audio.std() > 0

@@ -1,0 +1,153 @@
+"""The command line as a user meets it: what it writes, what it says when something is wrong, what the README shows."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from audioldm2_pl.cli import main
+
+ROOT = Path(__file__).parent.parent
+
+
+def refusal(capsys, *arguments: object) -> str:
+    """The one line that a refused command prints; checks that it is one line and that the exit code is 2."""
+    assert main([str(a) for a in arguments]) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_generate_writes_one_file_a_prompt(smoke_run, tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("rain falling\n\nsirens/one | a siren\n")
+    arguments = [
+        "a bell, then a chirp",
+        "--prompts",
+        prompts,
+        "--output",
+        tmp_path / "out",
+        "--steps",
+        2,
+        "--seconds",
+        1.5,
+    ]
+    assert main(["generate", str(smoke_run.model_folder), *map(str, arguments), "--device", "cpu"]) == 0
+    files = sorted((tmp_path / "out").rglob("*.wav"))
+    assert [f.name for f in files] == ["0001_a_bell_then_a_chirp.wav", "0002_rain_falling.wav", "one.wav"]
+    info = soundfile.info(files[0])
+    assert (info.samplerate, info.frames, info.channels) == (16_000, 24_000, 1)
+    assert str(files[0]) in capsys.readouterr().out
+
+
+def test_describe_shows_lengths_parameters_and_memory(capsys):
+    assert main(["describe", str(ROOT / "experiments/demo.yaml"), "seed=3"]) == 0
+    text = capsys.readouterr().out
+    assert "seed: 3" in text
+    assert "16 × 8 patches" in text
+    assert re.search(r"unet +\d+\.\d+ M", text)
+    assert re.search(r"joint .* GiB", text)
+
+
+def test_unknown_key_names_the_nearest(capsys):
+    message = refusal(capsys, "describe", ROOT / "experiments/demo.yaml", "training.ldm.bathces=3")
+    assert "training.ldm.bathces" in message and "'batches'" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=x", "seed"),
+        ("stages=[ldm,vea]", "no stage 'vea'"),
+        ("unet.in_channels=4", "vae.latent_channels"),
+        ("diffusion.sampler=dimm", "ddim"),
+        ("seed", "key=value"),
+    ],
+)
+def test_wrong_values_are_plain_errors(capsys, override, message):
+    assert message in refusal(capsys, "describe", ROOT / "experiments/demo.yaml", override)
+
+
+def test_missing_files_are_plain_errors(capsys, tmp_path, smoke_run):
+    assert "no such experiment" in refusal(capsys, "train", tmp_path / "none.yaml")
+    assert "no shards here" in refusal(
+        capsys, "train", ROOT / "experiments/smoke.yaml", f"data.train=[{tmp_path}]", f"runs={tmp_path}"
+    )
+    assert "data.train is empty" in refusal(
+        capsys, "train", ROOT / "experiments/smoke.yaml", "data.train=[]", f"runs={tmp_path}"
+    )
+    assert "no such model folder" in refusal(capsys, "generate", tmp_path / "none", "a bell")
+    assert "not a model folder" in refusal(capsys, "generate", tmp_path, "a bell")
+    assert "no such prompt file" in refusal(capsys, "generate", "m", "--prompts", tmp_path / "none.txt")
+    assert "no such stage" in refusal(capsys, "train", ROOT / "experiments/smoke.yaml", "--stage", "vea")
+    broken = tmp_path / "model"
+    shutil.copytree(smoke_run.model_folder, broken)
+    shutil.rmtree(broken / "vocoder")
+    message = refusal(capsys, "generate", broken, "a bell")
+    assert "vocoder/ is missing" in message and "from:" in message
+
+
+def test_empty_prompt_and_unknown_device(capsys, smoke_run):
+    assert "prompt 1 is empty" in refusal(capsys, "generate", smoke_run.model_folder, "")
+    assert "no prompt" in refusal(capsys, "generate", smoke_run.model_folder)
+    assert "not on this machine" in refusal(capsys, "generate", smoke_run.model_folder, "a", "--device", "cuda:7")
+
+
+def test_unreadable_clip_stops_training_with_its_name(capsys, shards, tmp_path):
+    folder = tmp_path / "train"
+    shutil.copytree(shards / "train", folder)
+    for tar in folder.glob("*.tar"):
+        content = tar.read_bytes()
+        tar.write_bytes(content.replace(b"fLaC", b"XXXX"))
+    arguments = [
+        "train",
+        ROOT / "experiments/smoke.yaml",
+        f"data.train=[{folder}]",
+        f"runs={tmp_path}",
+        "trainer.progress_bar=false",
+    ]
+    assert "cannot be read" in refusal(capsys, *arguments)
+
+
+def readme_commands() -> list[str]:
+    """Lines of the README's shell blocks, comments cut off."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_readme_commands_run_on_smoke(smoke_run, shards, tmp_path):
+    """Every `audioldm2` and `python -m data` line of the README, with the smoke experiment in the others' place."""
+    subprocess.run(["ln", "-s", str(smoke_run.run_folder.parent), str(tmp_path / "runs")], check=True)
+    subprocess.run(["ln", "-s", str(shards), str(tmp_path / "shards")], check=True)
+    ran = 0
+    for command in readme_commands():
+        command = re.sub(r"^\.venv/bin/", "", command)
+        if not command.startswith(("audioldm2 ", "python -m data.")):
+            continue
+        command = re.sub(r"experiments/\w+\.yaml", str(ROOT / "experiments/smoke.yaml"), command)
+        command = command.replace("runs/demo/", "runs/smoke/").replace("--steps 50", "--steps 2")
+        program, *arguments = command.split(" ", 1)
+        if "data.synthetic" in command:
+            arguments[0] += " --clips 4 --test-clips 2 --judge-clips 2"
+        if " train " in command:
+            arguments[0] += f" data.train=[{shards}/train] data.test={shards}/test runs={smoke_run.runs}"
+        start = {"audioldm2": f"{sys.executable} -m audioldm2_pl.cli", "python": sys.executable}[program]
+        environment = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+        done = subprocess.run(
+            ["bash", "-c", f"{start} {arguments[0]}"], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
+        ran += 1
+    assert ran >= 4
+
+
+def test_readme_map_names_what_is_there():
+    text = (ROOT / "README.md").read_text()
+    for path in re.findall(r"^    (\S+\.(?:py|yaml))  ", text, re.MULTILINE):
+        assert list(ROOT.glob(f"**/{path}")), path

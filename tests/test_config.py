@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from audioldm2_pl.config import load_experiment, to_plain
+from audioldm2_pl.describe import build_networks, describe, training_memory
+from audioldm2_pl.errors import UserError
+
+EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_shipped_yaml_loads_and_builds(path):
+    experiment = load_experiment(path)
+    networks = build_networks(experiment)
+    assert all(p.device.type == "meta" for network in networks.values() for p in network.parameters())
+    assert experiment.description and path.read_text().startswith("# ")
+    assert all(training_memory(experiment, stage, networks) > 0 for stage in experiment.stages if stage in networks)
+
+
+def test_describe_of_the_full_size_names_the_published_numbers():
+    text = describe(load_experiment(EXPERIMENTS[0].parent / "base_16k.yaml"))
+    assert "346.94 M" in text  # T-UNet
+    assert "55.38 M" in text  # VAE
+    assert "55.26 M" in text or "55.2" in text  # vocoder
+    assert "λ=8: 8 vectors" in text
+
+
+def test_plain_config_holds_only_plain_values():
+    def walk(value):
+        if isinstance(value, dict):
+            return all(isinstance(k, str) and walk(v) for k, v in value.items())
+        if isinstance(value, list):
+            return all(map(walk, value))
+        return value is None or isinstance(value, (str, int, float, bool))
+
+    assert walk(to_plain(load_experiment(EXPERIMENTS[0].parent / "demo.yaml")))
+
+
+def test_base_files_are_merged_in_order(tmp_path):
+    (tmp_path / "a.yaml").write_text("name: a\nseed: 1\nunet: {sample_size: 256}\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\nname: b\n")
+    experiment = load_experiment(tmp_path / "b.yaml", ["data.num_workers=2"])
+    assert (experiment.name, experiment.seed, experiment.data.num_workers) == ("b", 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("nmae: x", "did you mean 'name'"),
+        ("training: {vae: {discriminator: {base_chanels: 3}}}", "did you mean 'base_channels'"),
+        ("seed: [1]", "seed"),
+        ("a: [", "not valid YAML"),
+        ("- a", "a mapping"),
+        ("base: none.yaml", "no such experiment"),
+        ("gpt2: {hidden_size: 10}", "audiomae.embed_dim"),
+        ("audio: {clip_seconds: 10.25}", "frames"),
+    ],
+)
+def test_mistakes_are_plain_errors(tmp_path, content, message):
+    path = tmp_path / "x.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        load_experiment(path)
+    assert "\n" not in str(error.value)
+
+
+def test_saved_bytes_counts_activations_on_meta():
+    from audioldm2_pl.describe import saved_bytes
+
+    x = torch.empty(4, 8, device="meta", requires_grad=True)
+    assert saved_bytes(lambda: (x * x).sum()) == 2 * 4 * 8 * 4

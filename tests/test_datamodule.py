@@ -1,0 +1,272 @@
+"""The order of clips, crops and captions, over ranks, workers, epochs and resumed runs."""
+
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from audioldm2_pl.audio import AudioConfig
+from audioldm2_pl.datamodule import AudioShards, ClipStream, DataConfig, ShardFolder, draw_crop, endless_order
+from audioldm2_pl.errors import UserError
+from data.shards import Clip, write_shards
+
+torch.set_num_threads(1)
+AUDIO = AudioConfig(clip_seconds=2.56)
+NUM_SAMPLES = 1600  # of a crop: short, so that starts differ
+NUM_CLIPS = 12  # in the train split of `shards`
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Five clips of one second in shards of 2, 2 and 1, three captions each; sample number / 32768 is the sound."""
+    folder = tmp_path_factory.mktemp("corpus") / "train"
+    ramp = np.arange(16_000, dtype=np.float32) / 32_768
+    clips = [
+        Clip(f"clip{i}", captions=[f"{i}a", f"{i}b", f"{i}c"], transcript=f"word {i}", waveform=ramp) for i in range(5)
+    ]
+    write_shards(clips, folder, clips_per_shard=2, num_workers=1)
+    return folder
+
+
+def stream(folder, start=0, rank=0, world_size=1, seed=0, batch_size=2):
+    return ClipStream([ShardFolder(folder)], AUDIO, NUM_SAMPLES, seed, batch_size, start, rank, world_size)
+
+
+def take(clips, count: int) -> list[dict]:
+    return list(itertools.islice(clips, count))
+
+
+def same(a: dict, b: dict) -> bool:
+    return a["key"] == b["key"] and a["text"] == b["text"] and torch.equal(a["waveform"], b["waveform"])
+
+
+def flatten(batches) -> list[dict]:
+    return [
+        {"key": key, "text": text, "waveform": waveform}
+        for batch in batches
+        for key, text, waveform in zip(batch["key"], batch["text"], batch["waveform"])
+    ]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_each_epoch_has_every_clip_once_over_the_ranks(shards, world_size):
+    all_keys = {key for shard in range(3) for key, _ in ShardFolder(shards / "train").clips(shard)}
+    assert len(all_keys) == NUM_CLIPS
+    per_rank = 2 * NUM_CLIPS // world_size
+    ranks = [take(stream(shards / "train", 0, rank, world_size), per_rank) for rank in range(world_size)]
+    keys = [clip["key"] for step in zip(*ranks) for clip in step]
+    for epoch in (keys[:NUM_CLIPS], keys[NUM_CLIPS:]):
+        assert sorted(epoch) == sorted(all_keys)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_workers_give_the_same_batches_as_none(shards, world_size):
+    for rank in range(world_size):
+        clips = {}
+        for workers in (0, 2):
+            data = AudioShards(DataConfig([str(shards / "train")], num_workers=workers), AUDIO, 0, 2, 0.1)
+            loader = data.loader(stream(shards / "train", 3, rank, world_size))
+            clips[workers] = flatten(take(loader, 4))
+            del loader
+        assert len(clips[2]) == 8 and all(same(a, b) for a, b in zip(clips[0], clips[2]))
+
+
+@pytest.mark.parametrize("start", [1, 5, 11, 12, 13, 27])
+def test_resuming_at_any_position_goes_on_with_the_same_clips(shards, start):
+    straight = take(stream(shards / "train"), start + 6)[start:]
+    resumed = take(stream(shards / "train", start), 6)
+    assert all(same(a, b) for a, b in zip(straight, resumed))
+
+
+@pytest.mark.parametrize("new_world_size", [1, 3, 4])
+def test_another_world_size_goes_on_with_the_same_order(shards, new_world_size):
+    straight = take(stream(shards / "train"), 20)
+    before = [take(stream(shards / "train", 0, rank, 2), 4) for rank in range(2)]
+    after = [
+        take(stream(shards / "train", 8, rank, new_world_size), 12 // new_world_size) for rank in range(new_world_size)
+    ]
+    clips = [clip for ranks in (before, after) for step in zip(*ranks) for clip in step]
+    assert len(clips) == 20 and all(same(a, b) for a, b in zip(straight, clips))
+
+
+def test_order_differs_between_epochs_and_seeds(shards):
+    folders = [ShardFolder(shards / "train")]
+
+    def order(seed: int, epoch: int) -> list[tuple[int, ...]]:
+        clips = take(endless_order(folders, seed, epoch * NUM_CLIPS), NUM_CLIPS)
+        assert [clip[0] for clip in clips] == list(range(epoch * NUM_CLIPS, (epoch + 1) * NUM_CLIPS))
+        return [clip[1:] for clip in clips]
+
+    orders = [order(0, 0), order(0, 1), order(1, 0), order(1, 1)]
+    assert all(sorted(one) == sorted(orders[0]) for one in orders)
+    assert all(a != b for a, b in itertools.combinations(orders, 2))
+    assert order(0, 1) == orders[1]
+
+
+def test_several_folders_make_one_epoch(shards, corpus):
+    folders = [ShardFolder(shards / "train"), ShardFolder(corpus)]
+    clips = take(endless_order(folders, 0, 0), NUM_CLIPS + 5)
+    assert len({clip[1:] for clip in clips}) == NUM_CLIPS + 5
+    mixed = ClipStream(folders, AUDIO, NUM_SAMPLES, 0, 2, None)
+    assert len({clip["key"] for clip in mixed}) == NUM_CLIPS + 5
+
+
+def test_storage_order_has_each_clip_once_as_the_shards_hold_them(shards):
+    data = AudioShards(DataConfig([str(shards / "train")]), AUDIO, seed=0, batch_size=5)
+    keys = [key for batch in data.storage_order() for key in batch["key"]]
+    folder = ShardFolder(shards / "train")
+    assert keys == [key for shard in range(3) for key, _ in folder.clips(shard)]
+
+
+def test_storage_order_refuses_crops(shards):
+    data = AudioShards(DataConfig([str(shards / "train")]), AUDIO, seed=0, batch_size=5, crop_seconds=0.5)
+    with pytest.raises(UserError, match="cache_features"):
+        data.storage_order()
+
+
+def test_batches(shards):
+    data = AudioShards(DataConfig([str(shards / "train")]), AUDIO, seed=0, batch_size=3)
+    batch = next(iter(data.train_dataloader()))
+    assert batch["waveform"].shape == (3, AUDIO.num_samples) and batch["waveform"].dtype == torch.float32
+    assert all(len(batch[name]) == 3 for name in ("text", "transcript", "key"))
+    assert all(isinstance(text, str) and text for text in batch["text"])
+
+
+def test_validation_sees_the_test_split_once(shards):
+    data = AudioShards(DataConfig([str(shards / "train")], test=str(shards / "test")), AUDIO, 0, 3)
+    keys = [key for batch in data.val_dataloader() for key in batch["key"]]
+    assert len(keys) == len(set(keys)) == 4
+    assert AudioShards(DataConfig([str(shards / "train")]), AUDIO, 0, 3).val_dataloader() == []
+
+
+def test_state_moves_the_start(shards):
+    data = AudioShards(DataConfig([str(shards / "train")]), AUDIO, seed=0, batch_size=2, crop_seconds=0.1)
+    straight = flatten(take(data.train_dataloader(), 5))
+    data.load_state_dict({"position": 6})
+    assert all(same(a, b) for a, b in zip(straight[6:], flatten(take(data.train_dataloader(), 2))))
+
+
+def test_crops_and_captions_are_drawn_anew_each_epoch(corpus):
+    clips = take(stream(corpus), 150)
+    captions = {clip["text"] for clip in clips}
+    assert captions == {f"{i}{letter}" for i in range(5) for letter in "abc"}
+    assert all(clip["text"].startswith(clip["key"][-1]) for clip in clips)
+    assert all(clip["transcript"] == f"word {clip['key'][-1]}" for clip in clips)
+    folder = ShardFolder(corpus)
+    # a ramp's piece less its mean is the same everywhere: look at the crops themselves
+    starts = [draw_crop(folder.read(0, 0)["waveform"], NUM_SAMPLES, np.random.default_rng(i)) for i in range(20)]
+    assert len(set(starts)) == 20 and min(starts) >= 0 and max(starts) <= 16_000 - NUM_SAMPLES
+
+
+def test_one_text_is_the_caption(tmp_path):
+    noise = np.random.default_rng(0).normal(size=3200).astype(np.float32) * 0.1
+    write_shards([Clip("a", text="a hiss", waveform=noise), Clip("b", waveform=noise)], tmp_path / "x", num_workers=1)
+    assert [clip["text"] for clip in stream(tmp_path / "x", start=None)] == ["a hiss", ""]
+
+
+def test_crops_avoid_silence():
+    waveform = np.zeros(10_000, dtype=np.float32)
+    waveform[3000:7000] = 0.5
+    for seed in range(30):
+        start = draw_crop(waveform, 1000, np.random.default_rng(seed))
+        assert waveform[start : start + 1000].any()
+    assert 0 <= draw_crop(np.zeros(2000, dtype=np.float32), 1000, np.random.default_rng(0)) <= 1000
+    assert draw_crop(waveform, 10_000, np.random.default_rng(0)) == 0
+    assert draw_crop(waveform, 20_000, np.random.default_rng(0)) == 0
+
+
+@pytest.mark.parametrize("rate", [8000, 22_050, 48_000])
+def test_shards_at_another_rate_are_resampled(rate, tmp_path):
+    time = np.arange(2 * rate) / rate
+    tone = (0.2 * np.sin(2 * np.pi * 500 * time)).astype(np.float32)
+    write_shards([Clip("tone", text="a tone", waveform=tone)], tmp_path / "train", sample_rate=rate, num_workers=1)
+    clips = ClipStream([ShardFolder(tmp_path / "train")], AUDIO, 16_000, 0, 1, 0)
+    (clip,) = take(clips, 1)
+    assert clip["waveform"].shape == (16_000,) and clip["waveform"].dtype == torch.float32
+    assert clip["waveform"].abs().max().item() == pytest.approx(0.5, abs=1e-4)
+    spectrum = torch.fft.rfft(clip["waveform"]).abs()
+    assert spectrum.argmax().item() == 500  # one second: bins are Hz
+
+
+def test_short_clips_are_padded_at_the_end(tmp_path):
+    noise = np.random.default_rng(0).normal(size=1000).astype(np.float32) * 0.1
+    write_shards([Clip("short", text="short", waveform=noise)], tmp_path / "train", num_workers=1)
+    (clip,) = take(stream(tmp_path / "train"), 1)
+    assert clip["waveform"].shape == (NUM_SAMPLES,)
+    assert clip["waveform"][1000:].std() < 1e-6 < clip["waveform"][:1000].std()
+
+
+def copied(shards, tmp_path):
+    return shutil.copytree(shards / "train", tmp_path / "broken")
+
+
+def edit_index(folder, change) -> None:
+    index = json.loads((folder / "index.json").read_text())
+    change(index)
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def test_a_folder_without_index_is_refused(tmp_path):
+    with pytest.raises(UserError, match=str(tmp_path)):
+        ShardFolder(tmp_path)
+    with pytest.raises(UserError, match="nowhere"):
+        AudioShards(DataConfig([str(tmp_path / "nowhere")]), AUDIO, 0, 2)
+    with pytest.raises(UserError, match=r"data\.train"):
+        AudioShards(DataConfig(), AUDIO, 0, 2)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 1}', '{"format": 1, "shards": [{"name": "0"}]}'])
+def test_a_broken_index_is_refused(content, shards, tmp_path):
+    folder = copied(shards, tmp_path)
+    (folder / "index.json").write_text(content)
+    with pytest.raises(UserError, match=str(folder / "index.json")):
+        ShardFolder(folder)
+
+
+def test_another_format_is_refused(shards, tmp_path):
+    folder = copied(shards, tmp_path)
+    edit_index(folder, lambda index: index.update(format=2))
+    with pytest.raises(UserError, match=f"{folder}.*format 2"):
+        ShardFolder(folder)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9])
+def test_a_truncated_tar_is_refused(share, shards, tmp_path):
+    folder = copied(shards, tmp_path)
+    tar = folder / "000001.tar"
+    content = tar.read_bytes()
+    tar.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(UserError, match=str(tar)):
+        ShardFolder(folder).clips(1)
+    with pytest.raises(UserError, match=str(tar)):
+        take(stream(folder), NUM_CLIPS)
+
+
+def test_a_missing_tar_is_refused(shards, tmp_path):
+    folder = copied(shards, tmp_path)
+    (folder / "000002.tar").unlink()
+    with pytest.raises(UserError, match=str(folder / "000002.tar")):
+        take(stream(folder), NUM_CLIPS)
+
+
+def test_a_wrong_count_is_refused(shards, tmp_path):
+    folder = copied(shards, tmp_path)
+    edit_index(folder, lambda index: index["shards"][0].update(num_clips=3))
+    with pytest.raises(UserError, match=f"{folder / '000000.tar'}: 4 clips where index.json says 3"):
+        take(stream(folder), NUM_CLIPS)
+
+
+def test_a_broken_clip_is_named(shards, tmp_path):
+    folder = copied(shards, tmp_path)
+    broken = ShardFolder(folder)
+    key, members = broken.clips(0)[1]
+    tar = folder / "000000.tar"
+    content = bytearray(tar.read_bytes())
+    offset, _ = members["flac"]
+    content[offset : offset + 100] = bytes(100)
+    tar.write_bytes(content)
+    with pytest.raises(UserError, match=f"{tar}: clip {key}"):
+        broken.read(0, 1)

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+
+from audioldm2_pl.audio import LogMel
+from audioldm2_pl.errors import UserError
+from audioldm2_pl.models.diffusion import SAMPLERS
+from audioldm2_pl.pipeline import AudioLDM2
+
+PROMPTS = [
+    "a bell",
+    "a low drum loop, then a loud rising chirp",
+    "rain",
+    "the sound of a fast ticking clock followed by a siren",
+]
+
+
+@pytest.fixture(scope="module")
+def model(smoke_run) -> AudioLDM2:
+    model = AudioLDM2.from_pretrained(smoke_run.model_folder)
+    # what starts at zero in a T-UNet is still small after four batches; a random one tells its inputs apart
+    torch.manual_seed(0)
+    for parameter in model.unet.parameters():
+        if parameter.abs().max() < 0.02:
+            parameter.normal_(std=0.2)
+    return model
+
+
+@pytest.fixture
+def latents(model, monkeypatch) -> AudioLDM2:
+    """The model with its latents in sound's place: four batches of training leave the vocoder deaf to them."""
+    monkeypatch.setattr(model, "decode_mel", lambda latent: latent)
+    monkeypatch.setattr(model, "vocode", lambda latent: latent.transpose(1, 2).flatten(1).repeat_interleave(20, 1))
+    return model
+
+
+def test_four_prompts_equal_four_single_calls(latents):
+    together = latents.generate(PROMPTS, steps=3, seed=7)
+    alone = torch.cat([latents.generate(prompt, steps=3, seed=7 + i) for i, prompt in enumerate(PROMPTS)])
+    assert together.shape == (4, 40_960)
+    assert torch.allclose(together, alone, atol=1e-4)
+    assert not torch.allclose(together[0], together[1], atol=1e-2)
+
+
+def test_same_seed_same_sound_other_seed_another(latents):
+    first, again, other = (latents.generate(["a bell"], steps=2, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other, atol=1e-3)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.234, 4.0])
+def test_length_is_exact(model, seconds):
+    assert model.generate(["rain"], seconds=seconds, steps=1).shape == (1, round(seconds * 16_000))
+
+
+def test_candidates_keep_the_one_nearest_to_the_prompt(model):
+    best = model.generate(["a bell"], steps=1, seed=3, candidates=3)
+    from audioldm2_pl.seeds import seed_of
+
+    tries = model.generate(["a bell"] * 3, steps=1, seed=[3, seed_of(3, 1), seed_of(3, 2)])
+    assert torch.allclose(best[0], tries[model.similarity(tries, "a bell").argmax()], atol=1e-5)
+
+
+def test_given_loa_takes_gpt2s_place(latents):
+    waveform = torch.randn(2, 40_960) * 0.1
+    loa = latents.loa_of(waveform)
+    assert loa.shape == (2, 8, 32)
+    with_loa = latents.generate(["a", "b"], steps=2, loa=loa)
+    assert not torch.allclose(with_loa, latents.generate(["a", "b"], steps=2), atol=1e-3)
+
+
+def test_guidance_of_one_is_no_guidance(model):
+    conditions = model.encode_text(["a bell"])
+    loa = model.generate_loa(conditions)
+    plain = model.sample_latent(loa, conditions[1], 32, [0], 2, guidance_scale=1.0)
+    guided = model.sample_latent(loa, conditions[1], 32, [0], 2, guidance_scale=1.0 + 1e-6)
+    assert torch.allclose(plain, guided, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_generates(smoke_run, name):
+    model = AudioLDM2.from_pretrained(smoke_run.model_folder)
+    model.set_sampler(name)
+    assert torch.isfinite(model.generate(["rain"], steps=4)).all()
+
+
+def test_reconstruction_keeps_the_length(model):
+    waveform = torch.from_numpy(np.sin(np.arange(30_001) / 10)).float()[None]
+    assert model.reconstruct(waveform).shape == (1, 30_001)
+
+
+def test_front_end_is_that_of_training(model, smoke_run):
+    waveform = torch.randn(1, 40_960)
+    assert torch.allclose(model.log_mel(waveform), LogMel(smoke_run.audio)(waveform))
+    assert model.audio.num_samples == smoke_run.audio.num_samples
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"texts": ["a", "  "]}, "prompt 2 is empty"),
+        ({"texts": []}, "no prompt"),
+        ({"texts": "a", "seconds": -1}, "between 0 and 600"),
+        ({"texts": "a", "steps": 0}, "steps 1 to 1000"),
+        ({"texts": ["a", "b"], "seed": [1]}, "1 seeds for 2 prompts"),
+    ],
+)
+def test_bad_requests_are_plain_errors(model, arguments, message):
+    with pytest.raises(UserError, match=message):
+        model.generate(**arguments)
