@@ -19,6 +19,15 @@ demo: .venv/.ready
 	$(BIN)/audioldm2 train experiments/demo.yaml
 	$(BIN)/python -m evaluation report experiments/demo.yaml
 
+# 240 real clips -> all seven stages -> 16 clips a class -> an outside judge: docs/results/esc10.json
+ESC10 ?= ../shared/data/esc10
+SCORER ?= ../shared/tools/yamnet_score.py
+esc10: .venv/.ready
+	$(BIN)/python -m data.esc50 $(ESC10) shards/esc10
+	$(BIN)/audioldm2 train experiments/esc10.yaml
+	$(BIN)/audioldm2 generate runs/esc10/model --prompts experiments/esc10_prompts.txt --output runs/esc10/generated --seconds 5 --steps 50
+	$(BIN)/python -m evaluation outside runs/esc10/generated $(ESC10)/audio --scorer $(SCORER) --output docs/results/esc10.json
+
 test: .venv/.ready
 	$(BIN)/python -m pytest
 

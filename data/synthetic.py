@@ -36,6 +36,7 @@ TEMPO_BANDS = {"slow": (0.0, 0.3), "fast": (0.7, 1.0)}
 LOUDNESS_BANDS = {"soft": (0.2, 0.28), "loud": (0.55, 0.7)}  # peak of the waveform
 COLOUR_BAND = (0.0, 1.0)
 TWO_EVENT_RATIO = 0.5  # of the clips
+HISS = 0.003  # rms of the microphone's noise under every clip: -50 dB, for no recording is digitally silent
 MIN_SECONDS = 0.32  # of a clip
 MIN_SAMPLE_RATE = 12_000  # Hz; a bird whistles up to 5.7 kHz
 FADE_SECONDS = 0.008  # at both ends of an event
@@ -286,7 +287,7 @@ def clips(
         yield Clip(
             key=f"{split}-{index:06d}",
             text=caption(events, rng),
-            waveform=np.concatenate(waveforms),
+            waveform=np.concatenate(waveforms) + HISS * rng.standard_normal(num_samples),
             labels=chosen,
             source="synthetic",
             licence="CC0",

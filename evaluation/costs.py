@@ -10,17 +10,6 @@ from pathlib import Path
 import torch
 
 
-def cost_of_shards(split: Path) -> dict[str, float]:
-    """{"shards": seconds} of writing the corpus that `split` belongs to; {} where no index tells them."""
-    corpus = split.parent
-    for indices in ([corpus / "index.json"], sorted(corpus.glob("*/index.json"))):
-        facts = [json.loads(index.read_text()) for index in indices if index.is_file()]
-        seconds = [fact["write_seconds"] for fact in facts if "write_seconds" in fact]
-        if seconds:
-            return {"shards": sum(seconds)}
-    return {}
-
-
 def cost_of_stages(run_folder: Path, fact: str) -> dict[str, float]:
     """stage -> `fact` ("seconds", "peak_memory_gib") of each stage that tells it, oldest first."""
     paths = sorted((run_folder / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime)
@@ -43,14 +32,9 @@ def loss_curves(run_folder: Path) -> dict[str, dict[str, list[tuple[float, float
     for path in sorted(paths, key=lambda path: path.stat().st_mtime):
         columns: dict[str, list[tuple[float, float]]] = {}
         with path.open(newline="") as file:
-            for number, row in enumerate(csv.DictReader(file)):
-                batch = float(row.get("batch") or row.get("step") or number)
-                terms = {row["name"]: row["value"]} if "name" in row else row  # long or wide
-                for name, value in terms.items():
-                    if not (name or "").startswith(("train/", "val/")) or not value:
-                        continue
-                    if math.isfinite(loss := float(value)):
-                        columns.setdefault(name, []).append((batch, loss))
+            for row in csv.DictReader(file):
+                if math.isfinite(loss := float(row["value"])):
+                    columns.setdefault(row["name"], []).append((float(row["batch"]), loss))
         if columns:
             curves[path.parent.name] = columns
     return curves

@@ -15,7 +15,7 @@ from audioldm2_pl.errors import UserError
 from audioldm2_pl.training.run import peak_memory_gib
 
 from .clips import digest_of_index
-from .costs import cost_of_shards, cost_of_stages, describe_device, loss_curves
+from .costs import cost_of_stages, describe_device, loss_curves
 from .judge import JudgeConfig, load_or_train_judge
 from .page import render_page
 from .scores import judge_clips, score_sound, score_verdicts
@@ -143,7 +143,6 @@ def load_pipeline(model_folder: Path, device: str) -> Any:
 def costs(experiment: ExperimentConfig, report_seconds: float) -> dict:
     """Seconds of every known part and their sum; the largest memory of any one process."""
     seconds = {
-        **cost_of_shards(split_of(experiment, "test")),
         **cost_of_stages(experiment.run_folder, "seconds"),
         "report": report_seconds,
     }

@@ -32,6 +32,8 @@ class VocoderConfig:
         default_factory=lambda: [[1, 3, 5], [1, 3, 5], [1, 3, 5]]
     )  # one list per kernel size
     leaky_relu_slope: float = 0.1  # of all but the last activation, which has 0.01
+    input_mean: float | None = None  # log-mels go in as (x - mean) / std; null takes them as they are
+    input_std: float = 1.0  # the same
 
     @property
     def hop_length(self) -> int:
@@ -59,9 +61,11 @@ def build_vocoder(config: VocoderConfig) -> SpeechT5HifiGan:
             resblock_kernel_sizes=list(config.resblock_kernel_sizes),
             resblock_dilation_sizes=[list(sizes) for sizes in config.resblock_dilation_sizes],
             leaky_relu_slope=config.leaky_relu_slope,
-            normalize_before=False,
+            normalize_before=config.input_mean is not None,
         )
     )
+    vocoder.get_buffer("mean").fill_(config.input_mean or 0.0)
+    vocoder.get_buffer("scale").fill_(config.input_std)
     # transformers starts all weights at std 0.01; a small vocoder that starts there stays silent for minutes.
     for convolution in convolutions(vocoder):
         convolution.reset_parameters()
@@ -101,7 +105,7 @@ def finish_training(vocoder: SpeechT5HifiGan) -> SpeechT5HifiGan:
     for new, old in zip(convolutions(finished), convolutions(vocoder)):
         new.weight.copy_(old.weight)
         new.bias.copy_(old.bias)
-    for name in ("mean", "scale"):  # of the input; no effect while `normalize_before` is off
+    for name in ("mean", "scale"):
         finished.get_buffer(name).copy_(vocoder.get_buffer(name))
     return finished.eval()
 

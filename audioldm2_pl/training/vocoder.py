@@ -46,8 +46,8 @@ class VocoderTrainingConfig(StageConfig):
         )
     )
     loss_weights: dict[str, float] = field(
-        default_factory=lambda: {"mel": 45.0, "adversarial": 1.0, "feature_matching": 2.0, "stft": 0.0}
-    )  # stft: 0 leaves it out; with it a small vocoder speaks sooner
+        default_factory=lambda: {"mel": 45.0, "adversarial": 1.0, "feature_matching": 2.0}
+    )  # beside them: `loud`, the mel term weighted by energy, and `stft`; with them a small vocoder speaks sooner
     period_discriminator: MultiPeriodConfig = field(default_factory=MultiPeriodConfig)
     scale_discriminator: MultiScaleConfig = field(default_factory=MultiScaleConfig)
     discriminator_start: int = 0  # batches before the discriminators join; until then they cost nothing
@@ -109,7 +109,8 @@ class VocoderTraining(Stage):
         return logits + more_logits, features + more_features
 
     def generator_terms(self, waveform: Tensor, log_mel: Tensor, generated: Tensor) -> dict[str, Tensor]:
-        terms = {"mel": F.l1_loss(self.log_mel(generated), log_mel)}
+        difference = (self.log_mel(generated) - log_mel).abs()  # (B, 1, F, M)
+        terms = {"mel": difference.mean(), "loud": (difference * log_mel.exp()).mean() / log_mel.exp().mean()}
         if self.config.loss_weights.get("stft"):
             terms["stft"] = stft_loss(generated, waveform)
         if self.judging:

@@ -6,7 +6,7 @@ from tiny_corpus import PerfectModel
 
 from audioldm2_pl.errors import UserError
 from evaluation.__main__ import main
-from evaluation.costs import cost_of_shards, loss_curves
+from evaluation.costs import loss_curves
 from evaluation.report import TARGETS, ReportOptions, compare_with_targets, write_report
 
 OPTIONS = ReportOptions(clips_per_class=4, order_clips=6, batch_size=5, device="cpu")
@@ -115,11 +115,8 @@ def test_command_line(tmp_path, capsys):
     assert exit.value.code == 0
 
 
-def test_costs_are_read_where_they_are_told(corpus, tmp_path):
-    assert cost_of_shards(corpus / "test") == {}
-    (tmp_path / "index.json").write_text('{"write_seconds": 4.5}')
-    assert cost_of_shards(tmp_path / "test") == {"shards": 4.5}
+def test_loss_curves_are_read_where_they_are(tmp_path):
     assert loss_curves(tmp_path) == {}
     (tmp_path / "logs" / "ldm").mkdir(parents=True)
-    (tmp_path / "logs" / "ldm" / "metrics.csv").write_text("batch,train/noise,lr\n5,0.5,1\n6,,1\n")
+    (tmp_path / "logs" / "ldm" / "metrics.csv").write_text("batch,name,value\n5,train/noise,0.5\n6,train/noise,nan\n")
     assert loss_curves(tmp_path) == {"ldm": {"train/noise": [(5.0, 0.5)]}}
