@@ -204,3 +204,13 @@ def test_groups_cover_all_written_parts():
     known = {part for parts in GROUPS.values() for part in parts}
     assert {part for parts in WRITES.values() for part in parts} <= known
     assert set(run.STAGE_GROUPS) | {"joint"} == set(STAGES)
+
+
+def test_tensorboard_and_offline_wandb_are_written_when_asked(smoke, smoke_run, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where an account's key would lie
+    experiment = prepared(smoke, smoke_run, "gpt2", tmp_path, "logged", "trainer.loggers=[tensorboard,wandb]")
+    train(experiment, "gpt2")
+    logs = experiment.run_folder / "logs" / "gpt2"
+    assert list(logs.glob("tensorboard/events*"))
+    assert list(logs.glob("wandb/offline-run*/*.wandb"))

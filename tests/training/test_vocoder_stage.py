@@ -74,7 +74,7 @@ def test_overfits_one_batch():
 def test_adversarial_training_stays_finite():
     stage = fit(build(gradient_clip=1.0), 5)
     terms = stage.losses(tones())
-    assert set(terms) == {"mel", "adversarial", "feature_matching", "discriminator"}
+    assert set(terms) == {"mel", "loud", "adversarial", "feature_matching", "discriminator"}
     assert all(term.isfinite() for term in terms.values())
 
 
@@ -82,7 +82,7 @@ def test_discriminators_join_on_time():
     stage = build(discriminator_start=2)
     calls = count_calls(stage.discriminators[0])
     fit(stage, 2)
-    assert not calls and set(stage.losses(tones())) == {"mel"}
+    assert not calls and set(stage.losses(tones())) == {"mel", "loud"}
     fit(stage, 3)
     assert len(calls) == 4  # real and generated, for each of the two steps
 
