@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -198,4 +199,6 @@ class ModelFolder:
         if self.has("scheduler"):
             config = json.loads((self.path / "scheduler" / "scheduler_config.json").read_text())
             index["scheduler"] = ["diffusers", config["_class_name"]]
-        (self.path / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        partial = self.path / f".model_index.{os.getpid()}.json"
+        partial.write_text(json.dumps(index, indent=2) + "\n")
+        partial.replace(self.path / "model_index.json")

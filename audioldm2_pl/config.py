@@ -65,6 +65,7 @@ class TrainerConfig:
     num_nodes: int = 1  # machines of a torchrun or SLURM job
     precision: str = "32-true"  # Lightning's names: 32-true, bf16-mixed, 16-mixed
     num_threads: int | None = None  # of the CPU; null leaves torch's choice
+    parallel_stages: int = 1  # of clap, audiomae, vae, vocoder at a time, where several CPU cores share the work
     loggers: list[str] = field(default_factory=list)  # tensorboard, wandb; the CSV is always written
     log_every_batches: int = 20  # losses go to the logs this often
     validate_every_batches: int | None = None  # null never validates

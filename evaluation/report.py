@@ -141,15 +141,18 @@ def load_pipeline(model_folder: Path, device: str) -> Any:
 
 
 def costs(experiment: ExperimentConfig, report_seconds: float) -> dict:
-    """Seconds of every known part and their sum; the largest memory of any one process."""
-    seconds = {
-        **cost_of_stages(experiment.run_folder, "seconds"),
-        "report": report_seconds,
-    }
+    """Seconds of every stage and of the report, and in all; the largest memory of any one process.
+
+    Stages that ran side by side count once in the total.
+    """
+    stages = cost_of_stages(experiment.run_folder, "seconds")
+    spent = experiment.run_folder / "seconds.json"
+    training = json.loads(spent.read_text())["train"] if spent.is_file() else sum(stages.values())
+    seconds = {**stages, "report": report_seconds, "total": training + report_seconds}
     memory = cost_of_stages(experiment.run_folder, "peak_memory_gib")
     memory["report"] = peak_memory_gib()
     return {
-        "seconds": {**seconds, "total": sum(seconds.values())},
+        "seconds": seconds,
         "peak_memory_gib": max(memory.values()),
         "peak_memory_gib_by_stage": memory,
     }

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import resource
+import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +42,7 @@ STAGES: dict[str, type[Stage]] = {
     "gpt2": GPT2Finetuning,
     "joint": JointFinetuning,
 }
+INDEPENDENT = ("clap", "audiomae", "vae", "vocoder")  # stages that start from no other stage's parts
 STAGE_GROUPS = {
     "clap": "clap",
     "audiomae": "audiomae",
@@ -56,18 +61,64 @@ def train(experiment: ExperimentConfig, only: str | None = None) -> None:
     """
     if only is not None and only not in STAGES:
         raise UserError(f"--stage {only}: no such stage; there are {', '.join(STAGES)}")
+    prepare_process(experiment)
+    started = time.perf_counter()
+    folder = ModelFolder(experiment.model_folder, experiment.from_, experiment.start_from)
+    folder.take_given()
+    folder.take_pretrained(experiment.conditioners)
+    stages = [only] if only else list(experiment.stages)
+    for name in [name for name in stages if STAGE_GROUPS.get(name) in folder.given]:
+        print(f"{name}: taken from {folder.given[STAGE_GROUPS[name]]}", flush=True)
+        stages.remove(name)
+    try:
+        first = [name for name in stages if name in INDEPENDENT]
+        if min(experiment.trainer.parallel_stages, len(first)) > 1:
+            run_side_by_side(experiment, first, folder)
+            stages = [name for name in stages if name not in first]
+        for name in stages:
+            run_stage(experiment, name, folder)
+    finally:
+        add_seconds(experiment.run_folder / "seconds.json", time.perf_counter() - started)
+
+
+def prepare_process(experiment: ExperimentConfig) -> None:
     quieten()
     if experiment.trainer.num_threads:
         torch.set_num_threads(experiment.trainer.num_threads)
     torch.set_float32_matmul_precision("high")
-    folder = ModelFolder(experiment.model_folder, experiment.from_, experiment.start_from)
-    folder.take_given()
-    folder.take_pretrained(experiment.conditioners)
-    for name in [only] if only else experiment.stages:
-        if STAGE_GROUPS.get(name) in folder.given:
-            print(f"{name}: taken from {folder.given[STAGE_GROUPS[name]]}", flush=True)
-            continue
-        run_stage(experiment, name, folder)
+
+
+def run_side_by_side(experiment: ExperimentConfig, names: list[str], folder: ModelFolder) -> None:
+    """Stages that need nothing of each other, each in a process with its share of the cores.
+
+    Small networks gain little from a second core; two stages at once use it fully.
+    """
+    if "WORLD_SIZE" in os.environ:
+        raise UserError("trainer.parallel_stages is for one machine's CPU; under torchrun set it to 1")
+    count = min(experiment.trainer.parallel_stages, len(names))
+    num_threads = max(1, (os.cpu_count() or 1) // count)
+    trainer = replace(experiment.trainer, num_threads=num_threads, progress_bar=False)
+    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(run_alone, replace(experiment, trainer=trainer), name, folder) for name in names]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    folder.write_index()  # the processes' own indices do not know of each other
+
+
+def run_alone(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> None:
+    prepare_process(experiment)
+    run_stage(experiment, name, folder)
+
+
+def add_seconds(path: Path, seconds: float) -> None:
+    """Adds to the time that all calls of `train` have taken for this run."""
+    before = json.loads(path.read_text())["train"] if path.is_file() else 0.0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"train": before + seconds}) + "\n")
 
 
 def recipe(experiment: ExperimentConfig, name: str) -> dict[str, Any]:

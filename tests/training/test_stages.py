@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from audioldm2_pl.checkpoints import GROUPS, ModelFolder
 from audioldm2_pl.datamodule import AudioShards
+from audioldm2_pl.errors import UserError
 from audioldm2_pl.training import run
 from audioldm2_pl.training.run import STAGES, train
 from audioldm2_pl.training.stage import EMA, OptimizerConfig, Resumable, learning_rate_factor
@@ -214,3 +215,23 @@ def test_tensorboard_and_offline_wandb_are_written_when_asked(smoke, smoke_run, 
     logs = experiment.run_folder / "logs" / "gpt2"
     assert list(logs.glob("tensorboard/events*"))
     assert list(logs.glob("wandb/offline-run*/*.wandb"))
+
+
+def test_stages_side_by_side_end_like_one_after_the_other(smoke, smoke_run, tmp_path):
+    experiment = smoke("stages=[audiomae,vae]", "trainer.parallel_stages=2", runs=tmp_path)
+    train(experiment)
+    for stage in ("audiomae", "vae"):
+        expected, beside = weights(smoke_run, stage), weights(experiment, stage)
+        assert all(torch.allclose(beside[key], expected[key], atol=1e-6) for key in expected)
+    assert {path.stem for path in (experiment.run_folder / "stages").iterdir()} == {"audiomae", "vae"}
+    assert '"vae"' in (experiment.model_folder / "model_index.json").read_text()
+
+
+def test_a_bad_clip_stops_stages_side_by_side_with_a_plain_error(smoke, shards, tmp_path):
+    folder = tmp_path / "train"
+    shutil.copytree(shards / "train", folder)
+    for tar in folder.glob("*.tar"):
+        tar.write_bytes(tar.read_bytes().replace(b"fLaC", b"XXXX"))
+    experiment = smoke("stages=[audiomae,vae]", "trainer.parallel_stages=2", f"data.train=[{folder}]", runs=tmp_path)
+    with pytest.raises(UserError, match="cannot be read"):
+        train(experiment)
