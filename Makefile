@@ -25,7 +25,7 @@ SCORER ?= ../shared/tools/yamnet_score.py
 esc10: .venv/.ready
 	$(BIN)/python -m data.esc50 $(ESC10) shards/esc10
 	$(BIN)/audioldm2 train experiments/esc10.yaml
-	$(BIN)/audioldm2 generate runs/esc10/model --prompts experiments/esc10_prompts.txt --output runs/esc10/generated --seconds 5 --steps 50
+	$(BIN)/audioldm2 generate runs/esc10/model --prompts experiments/esc10_prompts.txt --output runs/esc10/generated --seconds 5 --steps 50 --eta 0
 	$(BIN)/python -m evaluation outside runs/esc10/generated $(ESC10)/audio --scorer $(SCORER) --output docs/results/esc10.json
 
 test: .venv/.ready
