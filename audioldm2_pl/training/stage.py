@@ -179,6 +179,15 @@ class Stage(L.LightningModule):
         self.log_terms(terms, len(batch["key"]))
         return self.total(terms)
 
+    def update(self, optimizer: Any, loss: Tensor, batch_idx: int) -> None:
+        """Backward, and at the last of `accumulate_batches` a step: what a stage with manual optimisation calls."""
+        count = self.config.accumulate_batches
+        self.manual_backward(loss / count)
+        if (batch_idx + 1) % count == 0:
+            self.clip_gradients(optimizer, self.config.gradient_clip, "norm")
+            optimizer.step()
+            optimizer.zero_grad()
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(self.experiment.seed, self.name, "validation", batch_idx, self.global_rank))

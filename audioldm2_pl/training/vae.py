@@ -106,15 +106,6 @@ class VAETraining(Stage):
         )
         return (reconstruction / (adversarial + 1e-4)).clamp(max=1e4).detach()
 
-    def update(self, optimizer: Any, loss: Tensor, batch_idx: int) -> None:
-        """Backward, and at the last of `accumulate_batches` a step: manual optimisation leaves both to the stage."""
-        count = self.config.accumulate_batches
-        self.manual_backward(loss / count)
-        if (batch_idx + 1) % count == 0:
-            self.clip_gradients(optimizer, self.config.gradient_clip, "norm")
-            optimizer.step()
-            optimizer.zero_grad()
-
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         generator_optimizer, discriminator_optimizer = self.optimizers()  # type: ignore[misc]
         self.judging = batch_idx >= self.config.discriminator_start
