@@ -51,6 +51,15 @@ STAGE_GROUPS = {
     "ldm": "unet",
     "gpt2": "gpt2",
 }
+DEPENDS_ON = {  # stage -> sections of the config beside its recipe that decide what it becomes
+    "clap": ("conditioners",),
+    "audiomae": ("audiomae",),
+    "vae": ("vae",),
+    "vocoder": ("vocoder",),
+    "ldm": ("conditioners", "audiomae", "vae", "unet", "diffusion"),
+    "gpt2": ("conditioners", "audiomae", "gpt2"),
+    "joint": ("conditioners", "audiomae", "vae", "unet", "gpt2", "diffusion"),
+}
 LOGGERS = ("tensorboard", "wandb")
 
 
@@ -124,10 +133,10 @@ def add_seconds(path: Path, seconds: float) -> None:
 def recipe(experiment: ExperimentConfig, name: str) -> dict[str, Any]:
     """What decides a stage's result: its settings, plain, to be compared with a finished stage's."""
     config = to_plain(experiment)
-    training = config.pop("training")
-    for key in ("name", "description", "runs", "stages", "trainer", "data"):
-        config.pop(key)
-    return {**config, "training": training[name]}
+    for key in ("sampler", "num_steps", "guidance_scale", "eta"):  # of generation; no stage samples
+        config["diffusion"].pop(key)
+    sections = {section: config[section] for section in ("seed", "audio", *DEPENDS_ON[name])}
+    return {**sections, "training": config["training"][name]}
 
 
 def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> None:

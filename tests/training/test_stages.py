@@ -133,6 +133,14 @@ def test_finished_stages_are_passed_over(smoke_run, capsys):
     assert all(torch.equal(value, before[key]) for key, value in weights(smoke_run, "joint").items())
 
 
+def test_changed_settings_of_a_finished_stage_are_pointed_out(smoke, smoke_run, capsys):
+    changed = smoke("training.vae.batches=5", "diffusion.num_steps=9", runs=smoke_run.run_folder.parent)
+    train(changed)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "other settings" in line] == [line for line in lines if line.startswith("vae:")]
+    assert "vae.json" in next(line for line in lines if line.startswith("vae:"))
+
+
 def test_parts_taken_from_elsewhere_are_not_trained(smoke, smoke_run, tmp_path, capsys):
     taken = smoke(f"from.vae={smoke_run.model_folder}", "stages=[vae]", runs=tmp_path)
     train(taken)
