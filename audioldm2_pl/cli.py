@@ -27,6 +27,9 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--guidance-scale", type=float, default=3.5, help="1 is no guidance (%(default)s)")
     generate.add_argument("--sampler", help="ddim, ddpm, dpm-solver++, unipc, euler, heun, pndm (the model's own)")
     generate.add_argument("--eta", type=float, default=1.0, help="noise that DDIM puts back, 0 to 1 (%(default)s)")
+    generate.add_argument(
+        "--unconditional", default="zero", help="guidance against zero LOA, or gpt2: LOA said for no text (%(default)s)"
+    )
     generate.add_argument("--seed", type=int, default=0, help="of the first clip; the next ones count up (%(default)s)")
     generate.add_argument(
         "--candidates", type=int, default=1, help="clips tried per prompt; CLAP keeps one (%(default)s)"
@@ -38,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     describe = commands.add_parser("describe", help="show an experiment: settings, lengths, parameters, memory")
     describe.add_argument("experiment", type=Path, help="an experiment's YAML")
     describe.add_argument("overrides", nargs="*", metavar="key=value", help="anything in the YAML, such as seed=1")
+    describe.add_argument("--diff", type=Path, metavar="OTHER.yaml", help="show only what differs from this experiment")
     describe.set_defaults(run=run_describe)
     return parser
 
@@ -53,9 +57,13 @@ def run_train(args: argparse.Namespace) -> None:
 
 def run_describe(args: argparse.Namespace) -> None:
     from audioldm2_pl.config import load_experiment
-    from audioldm2_pl.describe import describe
+    from audioldm2_pl.describe import describe, difference
 
-    print(describe(load_experiment(args.experiment, args.overrides)))
+    experiment = load_experiment(args.experiment, args.overrides)
+    if args.diff is None:
+        print(describe(experiment))
+    else:
+        print(difference(args.experiment.stem, experiment, args.diff.stem, load_experiment(args.diff)))
 
 
 def run_generate(args: argparse.Namespace) -> None:
@@ -74,7 +82,7 @@ def run_generate(args: argparse.Namespace) -> None:
         rows = named[start : start + args.batch_size]
         waveforms = model.generate(
             [text for _, text in rows], args.seconds, args.steps, args.guidance_scale, args.seed + start,
-            args.candidates, args.eta,
+            args.candidates, args.eta, unconditional=args.unconditional,
         )  # fmt: skip
         for (name, text), waveform in zip(rows, waveforms):
             path = args.output / f"{name}.wav"

@@ -168,3 +168,23 @@ def describe(experiment: ExperimentConfig) -> str:
         memory = training_memory(experiment, stage, networks)
         lines.append(f"{stage:<10}{config.batches:>10,} batches of {config.batch_size:<4}{memory:8.2f} GiB")
     return "\n".join(lines)
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings => dotted key -> value; lists stay whole."""
+    rows: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = prefix + key.rstrip("_")
+        rows |= flat(value, name + ".") if isinstance(value, dict) and value else {name: value}
+    return rows
+
+
+def difference(name: str, experiment: ExperimentConfig, other_name: str, other: ExperimentConfig) -> str:
+    """The text of `audioldm2 describe A.yaml --diff B.yaml`: one line a setting that differs."""
+    ours, theirs = flat(to_plain(experiment)), flat(to_plain(other))
+    keys = [k for k in ours | theirs if ours.get(k, "-") != theirs.get(k, "-") and k not in ("name", "description")]
+    if not keys:
+        return f"{name} and {other_name} have the same settings"
+    rows = [("setting", name, other_name)] + [(k, str(ours.get(k, "-")), str(theirs.get(k, "-"))) for k in keys]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return "\n".join(f"{key:<{widths[0]}}  {a:<{widths[1]}}  {b}" for key, a, b in rows)

@@ -17,7 +17,7 @@ from audioldm2_pl.audio import AudioConfig, Fbank, LogMel
 from audioldm2_pl.checkpoints import ModelFolder, find_model
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models.condition import Condition
-from audioldm2_pl.models.diffusion import SAMPLERS, guide, sample
+from audioldm2_pl.models.diffusion import SAMPLERS, UNCONDITIONAL, guide, sample
 from audioldm2_pl.models.gpt2 import LOAGenerator
 from audioldm2_pl.models.vae import latent_of, log_mel_of
 from audioldm2_pl.models.vocoder import vocode
@@ -67,11 +67,15 @@ class AudioLDM2:
         return self.loa_generator.generate(conditions)
 
     def sample_latent(self, loa: Tensor, text: Condition, num_latent_frames: int, seeds: Sequence[int],
-                      num_steps: int = 200, guidance_scale: float = 3.5, eta: float = 1.0) -> Tensor:  # fmt: skip
+                      num_steps: int = 200, guidance_scale: float = 3.5, eta: float = 1.0,
+                      unconditional: str = "zero") -> Tensor:  # fmt: skip
         """LOA and T5 => latent (B, C, H, W). Sample i depends on seeds[i] alone, not on its neighbours.
 
-        Guidance is against zero LOA and the text "", as in training's condition dropout.
+        Guidance is against the text "" and zero LOA, as in training's condition dropout, or with `unconditional="gpt2"`
+        the LOA that GPT-2 says for "", as in diffusers.
         """
+        if unconditional not in UNCONDITIONAL:
+            raise UserError(f"--unconditional {unconditional}: choose one of {', '.join(UNCONDITIONAL)}")
         shape = (self.unet.config.in_channels, num_latent_frames, self.audio.num_mel_bins // self.downsampling)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         conditions = [Condition(loa, torch.ones(loa.shape[:2], dtype=torch.bool, device=loa.device)), text]
@@ -80,7 +84,10 @@ class AudioLDM2:
             return sample(lambda z, t: self.unet(z, t.expand(len(z)), conditions, cache=cache), self.scheduler, shape,
                           num_steps, generators, self.device, eta)  # fmt: skip
 
-        nothing = [Condition(torch.zeros_like(loa), conditions[0].mask), self.t5([""]).expand(len(loa))]
+        empty = torch.zeros_like(loa[:1])
+        if unconditional == "gpt2":
+            empty = self.generate_loa(self.encode_text([""]))
+        nothing = [Condition(empty.expand_as(loa), conditions[0].mask), self.t5([""]).expand(len(loa))]
         both = [Condition.cat(pair) for pair in zip(nothing, conditions)]
         cache = self.unet.precompute(both)
 
@@ -104,7 +111,7 @@ class AudioLDM2:
     @torch.inference_mode()
     def generate(self, texts: str | Sequence[str], seconds: float | None = None, steps: int = 200,
                  guidance_scale: float = 3.5, seed: int | Sequence[int] = 0, candidates: int = 1, eta: float = 1.0,
-                 loa: Tensor | None = None) -> Tensor:  # fmt: skip
+                 loa: Tensor | None = None, unconditional: str = "zero") -> Tensor:  # fmt: skip
         """Prompts => waveforms (B, T) on the CPU.
 
         `seed` is one per prompt, or the first of consecutive ones. Of `candidates` per prompt the one that CLAP finds
@@ -123,7 +130,7 @@ class AudioLDM2:
             tries = [[s if j == 0 else seed_of(s, j) for j in range(candidates)] for s in seeds]
             clips = [
                 self.generate([text] * candidates, seconds, steps, guidance_scale, row, 1, eta,
-                              None if loa is None else loa[i : i + 1].expand(candidates, -1, -1))
+                              None if loa is None else loa[i : i + 1].expand(candidates, -1, -1), unconditional)
                 for i, (text, row) in enumerate(zip(texts, tries))
             ]  # fmt: skip
             return torch.stack([clip[self.similarity(clip, text).argmax()] for clip, text in zip(clips, texts)])
@@ -132,7 +139,8 @@ class AudioLDM2:
             rows = slice(i, i + MAX_BATCH)
             conditions = self.encode_text(texts[rows])
             said = self.generate_loa(conditions) if loa is None else loa[rows].to(self.device)
-            latent = self.sample_latent(said, conditions[1], num_latent_frames, seeds[rows], steps, guidance_scale, eta)
+            latent = self.sample_latent(said, conditions[1], num_latent_frames, seeds[rows], steps, guidance_scale, eta,
+                                        unconditional)  # fmt: skip
             waveforms.append(self.vocode(self.decode_mel(latent))[:, :num_samples].float().cpu())
         return torch.cat(waveforms)
 

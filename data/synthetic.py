@@ -256,8 +256,11 @@ def clips(
     seed: int = 0,
     sample_rate: int = 16_000,
     two_event_ratio: float = TWO_EVENT_RATIO,
+    num_captions: int = 1,
 ) -> Iterator[Clip]:
     """The clips of a split; clip i depends on (seed, split, i) alone, not on `num_clips`.
+
+    A clip has a text, or with `num_captions` above 1 so many captions, of which a training batch draws one.
 
     Clips of one event take the classes in turn, so that all classes come equally often. Raises
     UserError where clips are too short, or the sample rate too low, for the sounds.
@@ -284,9 +287,11 @@ def clips(
             place = {"start": start / sample_rate, "duration": (end - start) / sample_rate}
             events.append({"name": name} | place | event)
             waveforms.append(waveform)
+        wordings = [caption(events, rng) for _ in range(num_captions)]
         yield Clip(
             key=f"{split}-{index:06d}",
-            text=caption(events, rng),
+            text=wordings[0] if num_captions == 1 else None,
+            captions=wordings if num_captions > 1 else None,
             waveform=np.concatenate(waveforms) + HISS * rng.standard_normal(num_samples),
             labels=chosen,
             source="synthetic",
@@ -325,6 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=4800, metavar="N", help="training clips")
     parser.add_argument("--test-clips", type=int, default=480, metavar="N")
     parser.add_argument("--judge-clips", type=int, default=1200, metavar="N")
+    parser.add_argument("--captions", type=int, default=1, metavar="N", help="wordings of a training clip")
     parser.add_argument("--seconds", type=float, default=2.56, metavar="S", help="of a clip")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     add_shard_options(parser)
@@ -335,7 +341,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for split, num_clips in zip(SPLITS, numbers):
             if num_clips == 0:
                 continue
-            made = clips(split, num_clips, arguments.seconds, arguments.seed, arguments.sample_rate)
+            num_captions = arguments.captions if split == "train" else 1
+            made = clips(
+                split, num_clips, arguments.seconds, arguments.seed, arguments.sample_rate, num_captions=num_captions
+            )
             write_split(made, arguments.output / split, arguments)
 
     return run_tool(write_splits)

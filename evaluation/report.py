@@ -99,6 +99,8 @@ def sampling_of(experiment: ExperimentConfig) -> dict[str, Any]:
         "steps": c.num_steps,
         "guidance_scale": c.guidance_scale,
         "eta": c.eta,
+        "unconditional": c.unconditional,
+        "candidates": c.candidates,
     }
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from audioldm2_pl.config import load_experiment, to_plain
-from audioldm2_pl.describe import build_networks, describe, training_memory
+from audioldm2_pl.describe import build_networks, describe, difference, training_memory
 from audioldm2_pl.errors import UserError
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").rglob("*.yaml"))
@@ -71,3 +71,25 @@ def test_saved_bytes_counts_activations_on_meta():
 
     x = torch.empty(4, 8, device="meta", requires_grad=True)
     assert saved_bytes(lambda: (x * x).sum()) == 2 * 4 * 8 * 4
+
+
+def test_presets_differ_where_paper_and_code_do():
+    paper, official = (load_experiment(EXPERIMENTS[0].parent / f"{name}.yaml") for name in ("paper", "official"))
+    rows = {line.split()[0]: line.split()[1:] for line in difference("paper", paper, "official", official).splitlines()}
+    assert rows.pop("setting") == ["paper", "official"]
+    assert rows == {
+        "audiomae.loa_layers": ["16", "3"],
+        "diffusion.dropout_unit": ["sample", "batch"],
+        "diffusion.eta": ["0.0", "1.0"],
+        "diffusion.candidates": ["1", "3"],
+        "training.ldm.optimizer.warmup_batches": ["10000", "5000"],
+        "training.gpt2.optimizer.learning_rate": ["0.0001", "0.0002"],
+        "training.gpt2.optimizer.warmup_batches": ["10000", "1000"],
+        "training.gpt2.loss_weights.loa": ["1.0", "2.0"],
+        "training.gpt2.loss": ["mse", "l1"],
+        "training.joint.optimizer.warmup_batches": ["10000", "5000"],
+        "training.joint.loss_weights.loa": ["1.0", "2.0"],
+        "training.joint.loss": ["mse", "l1"],
+        "training.joint.p_gt": ["0.25", "0.0"],
+    }
+    assert "same settings" in difference("paper", paper, "again", paper)

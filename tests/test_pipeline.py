@@ -77,6 +77,16 @@ def test_guidance_of_one_is_no_guidance(model):
     assert torch.allclose(plain, guided, atol=1e-4)
 
 
+def test_guidance_against_gpt2s_loa_for_no_text(latents):
+    """A prompt as GPT-2 hears it without words is its own opposite: guidance then changes nothing."""
+    conditions = latents.encode_text([""])
+    loa = latents.generate_loa(conditions)
+    guided = latents.sample_latent(loa, conditions[1], 32, [0], 2, guidance_scale=5.0, unconditional="gpt2")
+    plain = latents.sample_latent(loa, conditions[1], 32, [0], 2, guidance_scale=1.0)
+    zero = latents.sample_latent(loa, conditions[1], 32, [0], 2, guidance_scale=5.0)
+    assert torch.allclose(guided, plain, atol=1e-4) and not torch.allclose(zero, plain, atol=1e-2)
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_generates(smoke_run, name):
     model = AudioLDM2.from_pretrained(smoke_run.model_folder)
@@ -103,6 +113,7 @@ def test_front_end_is_that_of_training(model, smoke_run):
         ({"texts": "a", "seconds": -1}, "between 0 and 600"),
         ({"texts": "a", "steps": 0}, "steps 1 to 1000"),
         ({"texts": ["a", "b"], "seed": [1]}, "1 seeds for 2 prompts"),
+        ({"texts": "a", "steps": 1, "unconditional": "none"}, "choose one of zero, gpt2"),
     ],
 )
 def test_bad_requests_are_plain_errors(model, arguments, message):

@@ -31,14 +31,15 @@ class AudioMAEConfig:
     decoder_depth: int = 8  # decoder blocks
     decoder_heads: int = 16  # of the decoder
     mask_ratio: float = 0.8  # share of patches that the encoder does not see in pretraining
+    position_base: float = 10_000.0  # 2π × this = period of the slowest position wave; a small grid wants less
     normalise_patches: bool = True  # reconstruct each patch less its mean, over its deviation
     loa_layers: int = 3  # encoder blocks averaged for LOA: the authors' code takes the last 3, the paper says 16
     pooling: int = 8  # λ of generation
 
 
-def sincos_positions(dim: int, num_rows: int, num_columns: int) -> Tensor:
+def sincos_positions(dim: int, num_rows: int, num_columns: int, base: float = 10_000.0) -> Tensor:
     """Fixed 2-D sine-cosine position embedding, (1 + rows · columns, dim); the first row, CLS, is zero."""
-    frequencies = 1.0 / 10_000 ** (np.arange(dim // 4) / (dim / 4.0))
+    frequencies = 1.0 / base ** (np.arange(dim // 4) / (dim / 4.0))
 
     def one_axis(positions: np.ndarray) -> np.ndarray:
         angles = positions.reshape(-1, 1) * frequencies
@@ -79,13 +80,14 @@ class AudioMAE(nn.Module):
 
         self.patch_embed = PatchEmbed(c.patch_size, c.embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, c.embed_dim))
-        self.pos_embed = nn.Parameter(sincos_positions(c.embed_dim, *self.grid).unsqueeze(0), requires_grad=False)
+        positions = sincos_positions(c.embed_dim, *self.grid, c.position_base).unsqueeze(0)
+        self.pos_embed = nn.Parameter(positions, requires_grad=False)
         self.blocks = nn.ModuleList([block(c.embed_dim, c.num_heads) for _ in range(c.depth)])
         self.norm = layer_norm(c.embed_dim)
 
         self.decoder_embed = nn.Linear(c.embed_dim, c.decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, c.decoder_dim))
-        positions = sincos_positions(c.decoder_dim, *self.grid).unsqueeze(0)
+        positions = sincos_positions(c.decoder_dim, *self.grid, c.position_base).unsqueeze(0)
         self.decoder_pos_embed = nn.Parameter(positions, requires_grad=False)
         self.decoder_blocks = nn.ModuleList([block(c.decoder_dim, c.decoder_heads) for _ in range(c.decoder_depth)])
         self.decoder_norm = layer_norm(c.decoder_dim)

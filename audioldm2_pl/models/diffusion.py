@@ -24,6 +24,7 @@ SAMPLERS: dict[str, tuple[str, dict]] = {
     "heun": ("HeunDiscreteScheduler", {"steps_offset": 1}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1}),
 }
+UNCONDITIONAL = ("zero", "gpt2")  # what stands in LOA's place where guidance has no condition
 
 
 @dataclass
@@ -40,12 +41,15 @@ class DiffusionConfig:
     num_steps: int = 200  # sampling steps
     guidance_scale: float = 3.5  # 1 is no guidance
     eta: float = 1.0  # noise put back by DDIM: 1 in the authors' code, 0 in diffusers
+    unconditional: str = "zero"  # guidance is against zero LOA (the authors), or gpt2: LOA said for "" (diffusers)
+    candidates: int = 1  # clips tried for a prompt, of which CLAP keeps one; the authors try 3
 
     def __post_init__(self) -> None:
         choices = {
             "prediction": ("epsilon", "v_prediction"),
             "dropout_unit": ("batch", "sample"),
             "sampler": tuple(SAMPLERS),
+            "unconditional": UNCONDITIONAL,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -60,6 +60,7 @@ DEPENDS_ON = {  # stage -> sections of the config beside its recipe that decide 
     "gpt2": ("conditioners", "audiomae", "gpt2"),
     "joint": ("conditioners", "audiomae", "vae", "unet", "gpt2", "diffusion"),
 }
+GENERATION_SETTINGS = ("sampler", "num_steps", "guidance_scale", "eta", "unconditional", "candidates")
 LOGGERS = ("tensorboard", "wandb")
 
 
@@ -133,7 +134,7 @@ def add_seconds(path: Path, seconds: float) -> None:
 def recipe(experiment: ExperimentConfig, name: str) -> dict[str, Any]:
     """What decides a stage's result: its settings, plain, to be compared with a finished stage's."""
     config = to_plain(experiment)
-    for key in ("sampler", "num_steps", "guidance_scale", "eta"):  # of generation; no stage samples
+    for key in GENERATION_SETTINGS:  # of generation; no stage samples
         config["diffusion"].pop(key)
     sections = {section: config[section] for section in ("seed", "audio", *DEPENDS_ON[name])}
     return {**sections, "training": config["training"][name]}

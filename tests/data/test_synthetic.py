@@ -49,6 +49,12 @@ def test_a_clip_depends_on_seed_split_and_index_alone():
     assert [clip.text for clip in other] != [clip.text for clip in few]
 
 
+def test_a_clip_may_have_several_wordings():
+    for clip in clips("train", 24, SECONDS, num_captions=5):
+        assert clip.text is None and len(clip.captions) == 5 and len(set(clip.captions)) > 1
+    assert all(clip.text and clip.captions is None for clip in clips("train", 2, SECONDS))
+
+
 def test_splits_share_no_value_and_cover_the_same_range():
     rng = np.random.default_rng(0)
     low, high = PITCH_BANDS["middle"]

@@ -172,6 +172,13 @@ def test_positions_are_the_two_dimensional_ones():
     torch.testing.assert_close(grid[3, 0, 16:], expected)
 
 
+def test_a_smaller_base_sets_places_of_a_small_grid_further_apart():
+    far, near = (sincos_positions(32, 16, 8, base)[1:].unflatten(0, (16, 8)) for base in (20.0, 10_000.0))
+    step_far, step_near = ((p[1:, 0] - p[:-1, 0]).norm(dim=1).mean() for p in (far, near))
+    assert step_far > 1.3 * step_near
+    assert torch.equal(build(position_base=20.0).pos_embed[0], sincos_positions(32, 10, 4, 20.0))
+
+
 def test_positions_are_not_trained():
     audiomae = build()
     frozen = {name for name, parameter in audiomae.named_parameters() if not parameter.requires_grad}
