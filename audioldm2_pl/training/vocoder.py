@@ -30,8 +30,6 @@ from audioldm2_pl.models.vocoder import (
 )
 from audioldm2_pl.training.stage import OptimizerConfig, Stage, StageConfig
 
-STFT_SIZES = (256, 512, 1024)  # samples; the resolutions of the stft term, each with a hop of a quarter
-
 
 @dataclass
 class VocoderTrainingConfig(StageConfig):
@@ -51,15 +49,18 @@ class VocoderTrainingConfig(StageConfig):
     period_discriminator: MultiPeriodConfig = field(default_factory=MultiPeriodConfig)
     scale_discriminator: MultiScaleConfig = field(default_factory=MultiScaleConfig)
     discriminator_start: int = 0  # batches before the discriminators join; until then they cost nothing
+    # Windows of the stft term, in samples. Those shorter than a frame keep noise from becoming a buzz at the frame rate.
+    stft_sizes: list[int] = field(default_factory=lambda: [64, 128, 256, 512, 1024])
 
 
-def stft_loss(generated: Tensor, real: Tensor) -> Tensor:
+def stft_loss(generated: Tensor, real: Tensor, sizes: list[int]) -> Tensor:
     """Multi-resolution STFT distance of waveforms (B, T): log-magnitude L1 plus spectral convergence.
 
-    Yamamoto et al. 2020 (arXiv:1910.11480), Eq. 4-6, averaged over the resolutions.
+    Yamamoto et al. 2020 (arXiv:1910.11480), Eq. 4-6, averaged over windows of `sizes` samples, each with a hop of a
+    quarter.
     """
     losses = []
-    for size in STFT_SIZES:
+    for size in sizes:
         a, b = magnitude(generated, size), magnitude(real, size)  # (B, size / 2 + 1, frames)
         losses.append(F.l1_loss(a.log(), b.log()) + (a - b).norm() / (b.norm() + 1e-6))
     return torch.stack(losses).mean()
@@ -112,7 +113,7 @@ class VocoderTraining(Stage):
         difference = (self.log_mel(generated) - log_mel).abs()  # (B, 1, F, M)
         terms = {"mel": difference.mean(), "loud": (difference * log_mel.exp()).mean() / log_mel.exp().mean()}
         if self.config.loss_weights.get("stft"):
-            terms["stft"] = stft_loss(generated, waveform)
+            terms["stft"] = stft_loss(generated, waveform, self.config.stft_sizes)
         if self.judging:
             with torch.no_grad():
                 _, real_features = self.judge(waveform)
