@@ -24,6 +24,7 @@ from audioldm2_pl.conditioners import CLAP, T5
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models.audiomae import AudioMAE, AudioMAEConfig
 from audioldm2_pl.models.unet import TUNet
+from audioldm2_pl.phonemes import PhonemeEncoder
 
 if TYPE_CHECKING:
     from audioldm2_pl.config import ConditionersConfig
@@ -44,12 +45,17 @@ HUB_CLASSES: dict[str, tuple[str, str]] = {
     "vae": ("diffusers", "AutoencoderKL"),
     "vocoder": ("transformers", "SpeechT5HifiGan"),
 }
+SPEECH_CLASSES = {  # of the parts that are others where speech is made
+    "text_encoder_2": ("transformers", "VitsModel"),
+    "tokenizer_2": ("transformers", "VitsTokenizer"),
+}
 PARTS = (*HUB_CLASSES, "audiomae")
 
 # What `from:` and `start_from:` call the parts -> their sub-folders.
 GROUPS: dict[str, tuple[str, ...]] = {
     "clap": ("text_encoder", "tokenizer", "feature_extractor"),
     "t5": ("text_encoder_2", "tokenizer_2"),
+    "phonemes": ("text_encoder_2", "tokenizer_2"),
     "audiomae": ("audiomae",),
     "vae": ("vae",),
     "vocoder": ("vocoder",),
@@ -70,6 +76,12 @@ def load_audiomae(folder: Path) -> AudioMAE:
     return audiomae
 
 
+def is_speech(folder: Path) -> bool:
+    """Whether a model folder's second text encoder reads phonemes."""
+    config = folder / "text_encoder_2" / "config.json"
+    return config.is_file() and json.loads(config.read_text()).get("model_type") == "vits"
+
+
 def load_part(folder: Path, part: str) -> Any:
     """One part out of its own sub-folder. Raises UserError where it is missing or broken."""
     path = folder / part
@@ -83,7 +95,7 @@ def load_part(folder: Path, part: str) -> Any:
         if part == "scheduler":
             config = json.loads((path / "scheduler_config.json").read_text())
             return getattr(diffusers, config.get("_class_name", "DDIMScheduler")).from_pretrained(path)
-        library, name = HUB_CLASSES[part]
+        library, name = (HUB_CLASSES | SPEECH_CLASSES if is_speech(folder) else HUB_CLASSES)[part]
         if library == "diffusers":
             return getattr(diffusers, name).from_pretrained(path, low_cpu_mem_usage=False)
         return getattr(transformers, name).from_pretrained(str(path))
@@ -145,6 +157,8 @@ class ModelFolder:
                     shutil.copytree(origin / part, self.path / part)
                 elif part != "scheduler":
                     raise UserError(f"{source}: has no {part}/, which `from: {name}` asks for")
+            if (name == "phonemes") != is_speech(self.path) and name in ("t5", "phonemes"):
+                raise UserError(f"{source}: its text_encoder_2/ is not what `from: {name}` asks for")
         self.write_index()
 
     def take_pretrained(self, conditioners: ConditionersConfig) -> None:
@@ -153,7 +167,8 @@ class ModelFolder:
             clap = CLAP.build(conditioners.clap)
             for part, content in zip(GROUPS["clap"], (clap.model, clap.tokenizer, clap.feature_extractor)):
                 self.save(part, content)
-        if conditioners.t5.pretrained is not None and not self.has("text_encoder_2"):
+        wants_t5 = conditioners.phonemes is None and conditioners.t5.pretrained is not None
+        if wants_t5 and not self.has("text_encoder_2"):
             t5 = T5.build(conditioners.t5)
             for part, content in zip(GROUPS["t5"], (t5.model, t5.tokenizer)):
                 self.save(part, content)
@@ -169,14 +184,16 @@ class ModelFolder:
 
     def start(self, part: str) -> Any | None:
         """The weights that a stage goes on from, None where it starts afresh."""
-        group = next(name for name, parts in GROUPS.items() if part in parts)
-        return self.load(part) if group in self.started else None
+        groups = {name for name, parts in GROUPS.items() if part in parts}
+        return self.load(part) if groups & set(self.started) else None
 
     def clap(self) -> CLAP:
         return CLAP.from_parts(self.load("text_encoder"), self.load("tokenizer"), self.load("feature_extractor"))
 
-    def t5(self) -> T5:
-        return T5.from_parts(self.load("text_encoder_2"), self.load("tokenizer_2"))
+    def words(self) -> T5 | PhonemeEncoder:
+        """What reads GPT-2's second condition: T5 a prompt, the phoneme encoder a transcript."""
+        kind = PhonemeEncoder if is_speech(self.path) else T5
+        return kind(self.load("text_encoder_2"), self.load("tokenizer_2"))
 
     def save(self, part: str, content: Any) -> None:
         """Writes a part whole: a broken-off write leaves the part as it was."""
@@ -195,7 +212,8 @@ class ModelFolder:
         """model_index.json of the parts that are there."""
         self.path.mkdir(parents=True, exist_ok=True)
         index: dict[str, Any] = {"_class_name": "AudioLDM2Pipeline", "_diffusers_version": diffusers.__version__}
-        index |= {part: list(cls) for part, cls in HUB_CLASSES.items() if self.has(part)}
+        classes = HUB_CLASSES | SPEECH_CLASSES if is_speech(self.path) else HUB_CLASSES
+        index |= {part: list(cls) for part, cls in classes.items() if self.has(part)}
         if self.has("scheduler"):
             config = json.loads((self.path / "scheduler" / "scheduler_config.json").read_text())
             index["scheduler"] = ["diffusers", config["_class_name"]]

@@ -21,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("model", help="a model folder, or a hub id")
     generate.add_argument("prompts", nargs="*", metavar="TEXT", help="what to hear, one clip each")
     generate.add_argument("--prompts", dest="file", type=Path, help="a text file: one TEXT a line, or NAME | TEXT")
+    generate.add_argument("--transcript", help="what a speech model says; the prompts then tell how")
     generate.add_argument("--output", type=Path, default=Path("output"), help="folder for the clips (%(default)s)")
     generate.add_argument("--seconds", type=float, help="length of each clip (the model's own)")
     generate.add_argument("--steps", type=int, default=200, help="sampling steps (%(default)s)")
@@ -82,7 +83,7 @@ def run_generate(args: argparse.Namespace) -> None:
         rows = named[start : start + args.batch_size]
         waveforms = model.generate(
             [text for _, text in rows], args.seconds, args.steps, args.guidance_scale, args.seed + start,
-            args.candidates, args.eta, unconditional=args.unconditional,
+            args.candidates, args.eta, unconditional=args.unconditional, transcripts=args.transcript,
         )  # fmt: skip
         for (name, text), waveform in zip(rows, waveforms):
             path = args.output / f"{name}.wav"

@@ -24,6 +24,7 @@ from audioldm2_pl.models.gpt2 import GPT2Config
 from audioldm2_pl.models.unet import TUNetConfig
 from audioldm2_pl.models.vae import VAEConfig
 from audioldm2_pl.models.vocoder import VocoderConfig
+from audioldm2_pl.phonemes import PhonemeConfig
 from audioldm2_pl.training.audiomae import AudioMAETrainingConfig
 from audioldm2_pl.training.clap import CLAPTrainingConfig
 from audioldm2_pl.training.gpt2 import GPT2TrainingConfig
@@ -41,6 +42,7 @@ class ConditionersConfig:
 
     clap: CLAPConfig = field(default_factory=CLAPConfig)
     t5: T5Config = field(default_factory=T5Config)
+    phonemes: PhonemeConfig | None = None  # given, it takes T5's place and speech is made; {} takes the defaults
 
 
 @dataclass
@@ -97,6 +99,10 @@ class ExperimentConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     @property
+    def is_speech(self) -> bool:
+        return self.conditioners.phonemes is not None
+
+    @property
     def run_folder(self) -> Path:
         return Path(self.runs) / self.name
 
@@ -140,6 +146,16 @@ class ExperimentConfig:
             raise UserError(
                 f"audio.clip_seconds={self.audio.clip_seconds} gives {self.audio.num_frames} frames, which AudioMAE's "
                 f"patches of {self.audiomae.patch_size} frames do not divide; choose another length"
+            )
+        if len(text_dims) > 1 and self.is_speech:
+            raise UserError(
+                f"unet.cross_attention_dim={self.unet.cross_attention_dim} reads a text, but with "
+                "conditioners.phonemes there is none; make it [null, LOA's width]"
+            )
+        if len(text_dims) == 1 and not self.is_speech:
+            raise UserError(
+                f"unet.cross_attention_dim={self.unet.cross_attention_dim} has no place for the text; add T5's "
+                "width, or make speech with conditioners.phonemes"
             )
         for key, (value, other, name) in wanted.items():
             if value != other:

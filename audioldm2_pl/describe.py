@@ -20,6 +20,7 @@ from audioldm2_pl.models.gpt2 import LOAGenerator, build_gpt2, build_projection
 from audioldm2_pl.models.unet import TUNet
 from audioldm2_pl.models.vae import build_vae
 from audioldm2_pl.models.vocoder import build_vocoder
+from audioldm2_pl.phonemes import PhonemeEncoder
 
 GIB = 2**30
 BYTES = 4  # of a float32: weights, gradients and Adam's averages are kept in it whatever the precision
@@ -31,8 +32,8 @@ TRAINED = {
     "vae": ("vae", "vae discriminator"),
     "vocoder": ("vocoder", "vocoder discriminators"),
     "ldm": ("unet",),
-    "gpt2": ("loa generator",),
-    "joint": ("unet", "loa generator"),
+    "gpt2": ("loa generator", "phonemes"),
+    "joint": ("unet", "loa generator", "phonemes"),
 }
 FROZEN = {
     "ldm": ("vae", "audiomae", "t5"),
@@ -60,12 +61,14 @@ def build_networks(experiment: ExperimentConfig) -> dict[str, nn.Module]:
         }
         if experiment.conditioners.clap.pretrained is None:
             networks["clap"] = CLAP.build(experiment.conditioners.clap)
-        if experiment.conditioners.t5.pretrained is None:
+        if experiment.conditioners.t5.pretrained is None and not experiment.is_speech:
             networks["t5"] = T5.build(experiment.conditioners.t5)
+        if experiment.conditioners.phonemes is not None:
+            networks["phonemes"] = PhonemeEncoder.build(experiment.conditioners.phonemes)
         if experiment.gpt2.pretrained is None:
             gpt2 = build_gpt2(experiment.gpt2, num_loa_vectors(experiment.audiomae))
             networks["loa generator"] = LOAGenerator(
-                gpt2, build_projection(condition_dims(experiment), experiment.gpt2)
+                gpt2, build_projection(condition_dims(experiment), experiment.gpt2, num_symbols(experiment))
             )
     # some buffers are made by NumPy, which knows no meta device
     return {name: network.to("meta") for name, network in networks.items()}
@@ -74,9 +77,16 @@ def build_networks(experiment: ExperimentConfig) -> dict[str, nn.Module]:
 def condition_dims(experiment: ExperimentConfig) -> list[int]:
     """Widths of CLAP's and T5's embeddings: the config's, or of a pretrained pair those the T-UNet expects."""
     clap, t5 = experiment.conditioners.clap, experiment.conditioners.t5
+    if experiment.conditioners.phonemes is not None:
+        return [clap.projection_dim, experiment.conditioners.phonemes.hidden_size]
     text_dims = [dim for dim in experiment.unet.cross_attention_dim if dim is not None]
     pretrained_dim = text_dims[1] if len(text_dims) > 1 else t5.d_model
     return [clap.projection_dim, t5.d_model if t5.pretrained is None else pretrained_dim]
+
+
+def num_symbols(experiment: ExperimentConfig) -> int | None:
+    phonemes = experiment.conditioners.phonemes
+    return None if phonemes is None else phonemes.max_length
 
 
 def num_parameters(network: nn.Module) -> int:
@@ -160,7 +170,7 @@ def describe(experiment: ExperimentConfig) -> str:
     ]  # fmt: skip
     lines += [f"{name:<24}{num_parameters(network) / 1e6:10.2f} M" for name, network in networks.items()]
     for name, config in (("clap", experiment.conditioners.clap), ("t5", experiment.conditioners.t5)):
-        if config.pretrained is not None:
+        if config.pretrained is not None and not (name == "t5" and experiment.is_speech):
             lines.append(f"{name:<24}{config.pretrained:>12}")
     lines += ["", "# training memory, estimated, on each device (CLAP's and GPT-2's activations are not counted)"]
     for stage in experiment.stages:

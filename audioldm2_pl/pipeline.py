@@ -21,6 +21,7 @@ from audioldm2_pl.models.diffusion import SAMPLERS, UNCONDITIONAL, guide, sample
 from audioldm2_pl.models.gpt2 import LOAGenerator
 from audioldm2_pl.models.vae import latent_of, log_mel_of
 from audioldm2_pl.models.vocoder import vocode
+from audioldm2_pl.phonemes import PhonemeEncoder
 from audioldm2_pl.seeds import seed_of
 
 MAX_BATCH = 16  # samples that go through the T-UNet at once
@@ -35,7 +36,7 @@ class AudioLDM2:
 
     def __init__(self, folder: ModelFolder, device: str | torch.device = "cpu"):
         self.device = torch.device(device)
-        self.clap, self.t5 = self.place(folder.clap()), self.place(folder.t5())
+        self.clap, self.words = self.place(folder.clap()), self.place(folder.words())
         generator = LOAGenerator(folder.load("language_model"), folder.load("projection_model"))
         self.loa_generator = self.place(generator)
         self.unet, self.vae = self.place(folder.load("unet")), self.place(folder.load("vae"))
@@ -58,18 +59,18 @@ class AudioLDM2:
 
     # ---- the arrows
 
-    def encode_text(self, texts: Sequence[str]) -> list[Condition]:
-        """Prompts => [CLAP (B, 1, 512), T5 (B, L, 1024)]."""
-        return [self.clap.encode_text(texts), self.t5(texts)]
+    def encode_text(self, texts: Sequence[str], transcripts: Sequence[str] | None = None) -> list[Condition]:
+        """Prompts => [CLAP (B, 1, 512), T5 (B, L, 1024)], or with transcripts => [CLAP, phonemes (B, 310, 192)]."""
+        return [self.clap.encode_text(texts), self.words(transcripts if self.is_speech else texts)]
 
     def generate_loa(self, conditions: list[Condition]) -> Tensor:
         """[CLAP, T5] => LOA (B, L, D) that GPT-2 says."""
         return self.loa_generator.generate(conditions)
 
-    def sample_latent(self, loa: Tensor, text: Condition, num_latent_frames: int, seeds: Sequence[int],
+    def sample_latent(self, loa: Tensor, text: Condition | None, num_latent_frames: int, seeds: Sequence[int],
                       num_steps: int = 200, guidance_scale: float = 3.5, eta: float = 1.0,
                       unconditional: str = "zero") -> Tensor:  # fmt: skip
-        """LOA and T5 => latent (B, C, H, W). Sample i depends on seeds[i] alone, not on its neighbours.
+        """LOA and T5 (None for speech) => latent (B, C, H, W). Sample i depends on seeds[i] alone.
 
         Guidance is against the text "" and zero LOA, as in training's condition dropout, or with `unconditional="gpt2"`
         the LOA that GPT-2 says for "", as in diffusers.
@@ -78,7 +79,9 @@ class AudioLDM2:
             raise UserError(f"--unconditional {unconditional}: choose one of {', '.join(UNCONDITIONAL)}")
         shape = (self.unet.config.in_channels, num_latent_frames, self.audio.num_mel_bins // self.downsampling)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        conditions = [Condition(loa, torch.ones(loa.shape[:2], dtype=torch.bool, device=loa.device)), text]
+        conditions = [Condition(loa, torch.ones(loa.shape[:2], dtype=torch.bool, device=loa.device))]
+        if text is not None:
+            conditions.append(text)
         if guidance_scale == 1.0:
             cache = self.unet.precompute(conditions)
             return sample(lambda z, t: self.unet(z, t.expand(len(z)), conditions, cache=cache), self.scheduler, shape,
@@ -86,8 +89,10 @@ class AudioLDM2:
 
         empty = torch.zeros_like(loa[:1])
         if unconditional == "gpt2":
-            empty = self.generate_loa(self.encode_text([""]))
-        nothing = [Condition(empty.expand_as(loa), conditions[0].mask), self.t5([""]).expand(len(loa))]
+            empty = self.generate_loa(self.encode_text([""], [""]))
+        nothing = [Condition(empty.expand_as(loa), conditions[0].mask)]
+        if text is not None:
+            nothing.append(self.words([""]).expand(len(loa)))
         both = [Condition.cat(pair) for pair in zip(nothing, conditions)]
         cache = self.unet.precompute(both)
 
@@ -111,15 +116,17 @@ class AudioLDM2:
     @torch.inference_mode()
     def generate(self, texts: str | Sequence[str], seconds: float | None = None, steps: int = 200,
                  guidance_scale: float = 3.5, seed: int | Sequence[int] = 0, candidates: int = 1, eta: float = 1.0,
-                 loa: Tensor | None = None, unconditional: str = "zero") -> Tensor:  # fmt: skip
+                 loa: Tensor | None = None, unconditional: str = "zero",
+                 transcripts: str | Sequence[str] | None = None) -> Tensor:  # fmt: skip
         """Prompts => waveforms (B, T) on the CPU.
 
         `seed` is one per prompt, or the first of consecutive ones. Of `candidates` per prompt the one that CLAP finds
-        nearest to it is kept. `loa` (B, L, D) takes GPT-2's place. Raises UserError on an empty prompt or a length
-        that the model cannot make.
+        nearest to it is kept. `loa` (B, L, D) takes GPT-2's place. A speech model says `transcripts`, one for each
+        prompt or one for all. Raises UserError on an empty prompt or a length that the model cannot make.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         check_prompts(texts)
+        spoken = self.check_transcripts(transcripts, len(texts))
         seeds = [seed + i for i in range(len(texts))] if isinstance(seed, int) else list(seed)
         if len(seeds) != len(texts):
             raise UserError(f"{len(seeds)} seeds for {len(texts)} prompts; give one seed, or one for each prompt")
@@ -130,16 +137,18 @@ class AudioLDM2:
             tries = [[s if j == 0 else seed_of(s, j) for j in range(candidates)] for s in seeds]
             clips = [
                 self.generate([text] * candidates, seconds, steps, guidance_scale, row, 1, eta,
-                              None if loa is None else loa[i : i + 1].expand(candidates, -1, -1), unconditional)
+                              None if loa is None else loa[i : i + 1].expand(candidates, -1, -1), unconditional,
+                              None if spoken is None else spoken[i])
                 for i, (text, row) in enumerate(zip(texts, tries))
             ]  # fmt: skip
             return torch.stack([clip[self.similarity(clip, text).argmax()] for clip, text in zip(clips, texts)])
         waveforms = []
         for i in range(0, len(texts), MAX_BATCH):
             rows = slice(i, i + MAX_BATCH)
-            conditions = self.encode_text(texts[rows])
+            conditions = self.encode_text(texts[rows], None if spoken is None else spoken[rows])
             said = self.generate_loa(conditions) if loa is None else loa[rows].to(self.device)
-            latent = self.sample_latent(said, conditions[1], num_latent_frames, seeds[rows], steps, guidance_scale, eta,
+            text = None if self.is_speech else conditions[1]
+            latent = self.sample_latent(said, text, num_latent_frames, seeds[rows], steps, guidance_scale, eta,
                                         unconditional)  # fmt: skip
             waveforms.append(self.vocode(self.decode_mel(latent))[:, :num_samples].float().cpu())
         return torch.cat(waveforms)
@@ -165,6 +174,25 @@ class AudioLDM2:
         """Cosine of CLAP's embeddings of waveforms (B, T) and one text, (B,)."""
         sound = self.clap.encode_audio(waveform.to(self.device), self.sample_rate).embedding[:, 0]
         return (sound @ self.clap.encode_text([text]).embedding[0, 0]).cpu()
+
+    @property
+    def is_speech(self) -> bool:
+        return isinstance(self.words, PhonemeEncoder)
+
+    def check_transcripts(self, transcripts: str | Sequence[str] | None, num_prompts: int) -> list[str] | None:
+        """One transcript a prompt for a speech model, None for others. Raises UserError where they do not fit."""
+        if not self.is_speech:
+            if transcripts is not None:
+                raise UserError("this model does not speak; leave the transcript out, or open a speech model")
+            return None
+        if transcripts is None:
+            raise UserError("this model speaks; give --transcript, what it is to say")
+        spoken = [transcripts] * num_prompts if isinstance(transcripts, str) else list(transcripts)
+        if len(spoken) != num_prompts or not all(transcript.strip() for transcript in spoken):
+            raise UserError(
+                f"{len(spoken)} transcripts for {num_prompts} prompts; give one for each, none of them empty"
+            )
+        return spoken
 
     # ---- lengths
 

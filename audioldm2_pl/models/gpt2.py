@@ -1,5 +1,7 @@
 """The GPT-2 that speaks LOA: it continues [SOS, CLAP, EOS, SOS, T5, EOS] with the vectors of LOA (paper §III-C).
 
+For speech phonemes stand in T5's place.
+
 GPT-2 is transformers', the projections and the SOS/EOS embeddings are diffusers', so that both go to and come from
 the published folders as they are.
 
@@ -45,17 +47,24 @@ def build_gpt2(config: GPT2Config, num_loa_vectors: int) -> GPT2LMHeadModel:
     return model
 
 
-def build_projection(condition_dims: list[int], config: GPT2Config) -> AudioLDM2ProjectionModel:
-    """The linear maps of two conditions into GPT-2's width, with an SOS and an EOS for each."""
+def build_projection(
+    condition_dims: list[int], config: GPT2Config, num_symbols: int | None = None
+) -> AudioLDM2ProjectionModel:
+    """The linear maps of two conditions into GPT-2's width, with an SOS and an EOS for each.
+
+    With `num_symbols` the second condition always has this length, and learned positions are added to it: phonemes.
+    """
     first, second = condition_dims
-    return AudioLDM2ProjectionModel(first, second, config.hidden_size)
+    positions = {} if num_symbols is None else {"use_learned_position_embedding": True, "max_seq_length": num_symbols}
+    return AudioLDM2ProjectionModel(first, second, config.hidden_size, **positions)
 
 
 class LOAGenerator(nn.Module):
     """Conditions => LOA.
 
     Positions are counted over the attention mask, so padding in a batch does not move a prompt's vectors: a prompt
-    has the same LOA alone and beside longer ones.
+    has the same LOA alone and beside longer ones. Phonemes are padded to one length in every batch; there padding is
+    counted, as in the authors' code and in the published speech models.
     """
 
     def __init__(self, gpt2: GPT2LMHeadModel, projection: AudioLDM2ProjectionModel):
@@ -68,6 +77,11 @@ class LOAGenerator(nn.Module):
     @property
     def num_loa_vectors(self) -> int:
         return self.gpt2.config.max_new_tokens
+
+    def positions(self, mask: Tensor) -> Tensor:
+        """(B, N) attention mask => each token's number among the real ones, or for speech among all."""
+        counted = torch.ones_like(mask) if self.projection.config.use_learned_position_embedding else mask
+        return (counted.cumsum(1) - 1).clamp(min=0)
 
     def prefix(self, conditions: list[Condition]) -> Condition:
         """[CLAP, T5] => [SOS, CLAP, EOS, SOS, T5, EOS] in GPT-2's width, (B, P, D)."""
@@ -86,7 +100,7 @@ class LOAGenerator(nn.Module):
         embeds = torch.cat([prefix.embedding, loa[:, :-1].to(prefix.embedding.dtype)], dim=1)  # (B, P + L - 1, D)
         mask = torch.cat([prefix.mask, prefix.mask.new_ones(loa.shape[0], loa.shape[1] - 1)], dim=1)
         hidden = self.gpt2.transformer(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions(mask), use_cache=False
+            inputs_embeds=embeds, attention_mask=mask, position_ids=self.positions(mask), use_cache=False
         ).last_hidden_state
         return hidden[:, -loa.shape[1] :]
 
@@ -97,7 +111,7 @@ class LOAGenerator(nn.Module):
         cache = DynamicCache(config=self.gpt2.config) if use_cache else None
         vectors: list[Tensor] = []
         for _ in range(num_vectors or self.num_loa_vectors):
-            position_ids = positions(mask)[:, -embeds.shape[1] :]
+            position_ids = self.positions(mask)[:, -embeds.shape[1] :]
             output = self.gpt2.transformer(
                 inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids,
                 past_key_values=cache, use_cache=use_cache,
@@ -106,8 +120,3 @@ class LOAGenerator(nn.Module):
             embeds = vectors[-1] if use_cache else torch.cat([embeds, vectors[-1]], dim=1)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         return torch.cat(vectors, dim=1)
-
-
-def positions(mask: Tensor) -> Tensor:
-    """(B, N) attention mask => each token's number among the real ones."""
-    return (mask.cumsum(1) - 1).clamp(min=0)

@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audioldm2_pl.audio import Fbank
+from audioldm2_pl.conditioners import T5, single
 from audioldm2_pl.models.audiomae import num_loa_vectors, pool_loa
 from audioldm2_pl.models.condition import Condition
 from audioldm2_pl.models.gpt2 import LOAGenerator, build_gpt2, build_projection
+from audioldm2_pl.phonemes import PhonemeEncoder
 from audioldm2_pl.training.stage import OptimizerConfig, Stage, StageConfig
 
 LOA_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}  # the paper's, and the authors' code's
@@ -29,10 +31,41 @@ class GPT2TrainingConfig(StageConfig):
     loss: str = "mse"  # distance to AudioMAE's LOA: mse as the paper, l1 as the authors' code
 
 
-def prompt_conditions(frozen: dict[str, Any], texts: list[str]) -> list[Condition]:
-    """[CLAP's text embedding, FLAN-T5's] for GPT-2, without gradient."""
+def prompt_conditions(stage: Any, batch: dict[str, Any], features: dict[str, Tensor]) -> list[Condition]:
+    """GPT-2's two conditions: CLAP and T5 of the captions, or for speech CLAP of the sound and phonemes, which learn.
+
+    Speech corpora have transcripts but no captions: in training CLAP hears the clip, in generation it reads a prompt.
+    """
+    if stage.experiment.is_speech:
+        return [single(features["clap"]), stage.phonemes(batch["transcript"])]
     with torch.no_grad():
-        return [frozen["clap"].encode_text(texts), frozen["t5"](texts)]
+        return [stage.frozen["clap"].encode_text(batch["text"]), stage.frozen["t5"](batch["text"])]
+
+
+def clap_features(stage: Any, waveform: Tensor) -> dict[str, Tensor]:
+    """CLAP's embedding of the sound (B, D) where speech is trained, nothing elsewhere."""
+    if not stage.experiment.is_speech:
+        return {}
+    sound = stage.frozen["clap"].encode_audio(waveform, stage.experiment.audio.sample_rate)
+    return {"clap": sound.embedding[:, 0]}
+
+
+def take_words(stage: Any) -> T5 | PhonemeEncoder:
+    """Gives the stage T5, frozen; or for speech the phoneme encoder, as the model folder has it or anew, to train."""
+    folder, config = stage.folder, stage.experiment.conditioners.phonemes
+    if config is None:
+        stage.freeze(t5=folder.words())
+        return stage.frozen["t5"]
+    stage.phonemes = folder.words() if folder.has("text_encoder_2") else PhonemeEncoder.build(config)
+    return stage.phonemes
+
+
+def loa_parts(stage: Any) -> dict[str, Any]:
+    """What the gpt2 and joint stages write of GPT-2 and of what it reads."""
+    parts = {"language_model": stage.loa_generator.gpt2, "projection_model": stage.loa_generator.projection}
+    if stage.experiment.is_speech:
+        parts |= {"text_encoder_2": stage.phonemes.model, "tokenizer_2": stage.phonemes.tokenizer}
+    return parts
 
 
 class GPT2Finetuning(Stage):
@@ -41,23 +74,27 @@ class GPT2Finetuning(Stage):
 
     def __init__(self, experiment, folder):
         super().__init__(experiment, folder)
-        clap, t5 = folder.clap(), folder.t5()
+        clap, words = folder.clap(), take_words(self)
         gpt2 = folder.start("language_model") or build_gpt2(experiment.gpt2, num_loa_vectors(experiment.audiomae))
         projection = folder.start("projection_model") or build_projection(
-            [clap.model.config.projection_dim, t5.model.config.d_model], experiment.gpt2
+            [clap.embedding_dim, words.embedding_dim],
+            experiment.gpt2,
+            words.max_length if isinstance(words, PhonemeEncoder) else None,
         )
         self.loa_generator = LOAGenerator(gpt2, projection)
-        self.freeze(clap=clap, t5=t5, audiomae=folder.load("audiomae"), fbank=Fbank(experiment.audio))
+        self.freeze(clap=clap, audiomae=folder.load("audiomae"), fbank=Fbank(experiment.audio))
+        self.averaged = ("loa_generator", "phonemes") if experiment.is_speech else ("loa_generator",)
 
     def features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         audiomae = self.frozen["audiomae"]
         grid = audiomae.features(self.frozen["fbank"](batch["waveform"]))  # type: ignore[operator]
-        return {"loa": pool_loa(grid, self.experiment.audiomae.pooling)}  # (B, L, D)
+        loa = pool_loa(grid, self.experiment.audiomae.pooling)  # (B, L, D)
+        return {"loa": loa, **clap_features(self, batch["waveform"])}
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        loa = self.features_of(batch)["loa"]
-        predicted = self.loa_generator.teacher_forced(prompt_conditions(self.frozen, batch["text"]), loa)
-        return {"loa": LOA_LOSSES[self.config.loss](predicted, loa)}
+        features = self.features_of(batch)
+        predicted = self.loa_generator.teacher_forced(prompt_conditions(self, batch, features), features["loa"])
+        return {"loa": LOA_LOSSES[self.config.loss](predicted, features["loa"])}
 
     def parts(self) -> dict[str, Any]:
-        return {"language_model": self.loa_generator.gpt2, "projection_model": self.loa_generator.projection}
+        return loa_parts(self)

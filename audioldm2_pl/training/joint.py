@@ -10,7 +10,7 @@ from audioldm2_pl.audio import Fbank, LogMel
 from audioldm2_pl.models.audiomae import pool_loa
 from audioldm2_pl.models.diffusion import diffusion_loss, draw_dropped
 from audioldm2_pl.models.gpt2 import LOAGenerator
-from audioldm2_pl.training.gpt2 import LOA_LOSSES, prompt_conditions
+from audioldm2_pl.training.gpt2 import LOA_LOSSES, clap_features, loa_parts, prompt_conditions, take_words
 from audioldm2_pl.training.ldm import draw_latent, encode_audio, unet_conditions
 from audioldm2_pl.training.stage import OptimizerConfig, Stage, StageConfig
 
@@ -38,24 +38,24 @@ class JointFinetuning(Stage):
         super().__init__(experiment, folder)
         self.unet = folder.load("unet")
         self.loa_generator = LOAGenerator(folder.load("language_model"), folder.load("projection_model"))
-        self.freeze(clap=folder.clap(), t5=folder.t5(), vae=folder.load("vae"), audiomae=folder.load("audiomae"))
+        take_words(self)
+        self.freeze(clap=folder.clap(), vae=folder.load("vae"), audiomae=folder.load("audiomae"))
         self.freeze(log_mel=LogMel(experiment.audio), fbank=Fbank(experiment.audio))
 
     def features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return encode_audio(self.frozen, batch["waveform"])
+        return encode_audio(self.frozen, batch["waveform"]) | clap_features(self, batch["waveform"])
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         features = self.features_of(batch)
         latent = draw_latent(self.frozen, features)
         true_loa = pool_loa(features["grid"], self.experiment.audiomae.pooling)
-        prompts = prompt_conditions(self.frozen, batch["text"])
+        prompts = prompt_conditions(self, batch, features)
         loa = true_loa if random.random() < self.config.p_gt else self.loa_generator.generate(prompts)
         dropped = draw_dropped(self.experiment.diffusion, len(latent))
-        conditions = unet_conditions(loa, batch["text"], self.frozen["t5"], dropped)  # type: ignore[arg-type]
+        conditions = unet_conditions(loa, batch["text"], self.frozen.get("t5"), dropped)  # type: ignore[arg-type]
         loss = diffusion_loss(self.experiment.diffusion, lambda z, t: self.unet(z, t, conditions), latent)
         said = self.loa_generator.teacher_forced(prompts, true_loa)
         return {"diffusion": loss, "loa": LOA_LOSSES[self.config.loss](said, true_loa)}
 
     def parts(self) -> dict[str, Any]:
-        gpt2 = {"language_model": self.loa_generator.gpt2, "projection_model": self.loa_generator.projection}
-        return {"unet": self.unet, **gpt2}
+        return {"unet": self.unet, **loa_parts(self)}

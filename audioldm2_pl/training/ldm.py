@@ -49,12 +49,14 @@ def draw_latent(frozen: dict[str, Any], features: dict[str, Tensor]) -> Tensor:
     return latent * frozen["vae"].config.scaling_factor
 
 
-def unet_conditions(loa: Tensor, texts: list[str], t5: T5, dropped: Tensor) -> list[Condition]:
-    """[LOA, T5] of a batch; a dropped clip has zero LOA and the text ""."""
+def unet_conditions(loa: Tensor, texts: list[str], t5: T5 | None, dropped: Tensor) -> list[Condition]:
+    """[LOA, T5] of a batch, or for speech [LOA]; a dropped clip has zero LOA and the text ""."""
     keep = (~dropped).to(loa)[:, None, None]
     loa_mask = torch.ones(loa.shape[:2], dtype=torch.long, device=loa.device)
-    text = t5(["" if drop else text for text, drop in zip(texts, dropped.tolist())])
-    return [Condition(loa * keep, loa_mask), text]
+    conditions = [Condition(loa * keep, loa_mask)]
+    if t5 is not None:
+        conditions.append(t5(["" if drop else text for text, drop in zip(texts, dropped.tolist())]))
+    return conditions
 
 
 class LDMPretraining(Stage):
@@ -64,17 +66,18 @@ class LDMPretraining(Stage):
     def __init__(self, experiment, folder):
         super().__init__(experiment, folder)
         self.unet = folder.start("unet") or TUNet(experiment.unet)
-        if experiment.conditioners.t5.pretrained is None and not folder.is_given("t5"):
+        if experiment.is_speech:
+            pass  # the T-UNet of speech reads LOA alone
+        elif experiment.conditioners.t5.pretrained is None and not folder.is_given("t5"):
             self.t5 = T5.build(experiment.conditioners.t5)  # a text encoder without a past learns here
         else:
-            self.freeze(t5=folder.t5())
+            self.freeze(t5=folder.words())
         self.freeze(vae=folder.load("vae"), audiomae=folder.load("audiomae"))
         self.freeze(log_mel=LogMel(experiment.audio), fbank=Fbank(experiment.audio))
         self.poolings = experiment.training.ldm.poolings
 
-    def text_encoder(self) -> T5:
-        t5 = self.frozen.get("t5")
-        return self.t5 if t5 is None else t5  # type: ignore[return-value]
+    def text_encoder(self) -> T5 | None:
+        return self.frozen.get("t5", getattr(self, "t5", None))  # type: ignore[return-value]
 
     def features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         return encode_audio(self.frozen, batch["waveform"])
@@ -90,5 +93,5 @@ class LDMPretraining(Stage):
 
     def parts(self) -> dict[str, Any]:
         t5 = self.text_encoder()
-        scheduler = build_scheduler(self.experiment.diffusion)
-        return {"unet": self.unet, "text_encoder_2": t5.model, "tokenizer_2": t5.tokenizer, "scheduler": scheduler}
+        texts = {} if t5 is None else {"text_encoder_2": t5.model, "tokenizer_2": t5.tokenizer}
+        return {"unet": self.unet, **texts, "scheduler": build_scheduler(self.experiment.diffusion)}

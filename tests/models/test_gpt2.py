@@ -7,7 +7,7 @@ import torch
 from diffusers import AudioLDM2Pipeline
 
 from audioldm2_pl.models.condition import Condition
-from audioldm2_pl.models.gpt2 import GPT2Config, LOAGenerator, build_gpt2, build_projection, positions
+from audioldm2_pl.models.gpt2 import GPT2Config, LOAGenerator, build_gpt2, build_projection
 
 torch.set_num_threads(1)
 SMALL = GPT2Config(hidden_size=32, num_layers=2, num_heads=2, num_positions=64, dropout=0.0)
@@ -64,8 +64,8 @@ def test_order_of_the_prefix(generator):
 def test_mask_and_positions_of_a_padded_prefix(generator):
     mask = generator.prefix(conditions(2, 4)).mask
     assert mask.tolist() == [[1, 1, 1, 1, 1, 1, 0, 0, 1], [1] * 9]
-    assert positions(mask)[0][mask[0] == 1].tolist() == list(range(7))
-    assert positions(mask)[1].tolist() == list(range(9))
+    assert generator.positions(mask)[0][mask[0] == 1].tolist() == list(range(7))
+    assert generator.positions(mask)[1].tolist() == list(range(9))
 
 
 def test_a_vector_sees_only_those_before_it(generator):

@@ -1,0 +1,155 @@
+"""Phonemes, GPT-2's second condition where speech is made (paper §III-B; FACTS B.6).
+
+espeak-ng tells how a transcript is spoken; a VITS text encoder (Kim et al. 2021, arXiv:2106.06103) turns the symbols
+into vectors. The encoder is transformers' `VitsModel`, of which the published speech folders too use the text encoder
+alone. Its learned positions belong to the projection into GPT-2.
+
+Letters: B batch, L symbols, D width.
+"""
+
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import transformers
+from torch import nn
+
+from audioldm2_pl.errors import UserError
+from audioldm2_pl.models.condition import Condition
+
+PAD = "_"
+STOP = "⚠"
+SYMBOLS = (
+    PAD
+    + ';:,.!?¡¿—…"«»“” '
+    + "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    + "ɑɐɒæɓʙβɔɕçɗɖðʤəɘɚɛɜɝɞɟʄɡɠɢʛɦɧħɥʜɨɪʝɭɬɫɮʟɱɯɰŋɳɲɴøɵɸθœɶʘɹɺɾɻʀʁɽʂʃʈʧʉʊʋⱱʌɣɤʍχʎʏʑʐʒʔʡʕʢǀǁǂǃˈˌːˑʼʴʰʱʲʷˠˤ˞↓↑→↗↘'̩'ᵻ"
+    + "♪☎☒☝"
+    + STOP
+)
+ABBREVIATIONS = {
+    "mrs": "misess", "mr": "mister", "dr": "doctor", "st": "saint", "co": "company", "jr": "junior", "maj": "major",
+    "gen": "general", "drs": "doctors", "rev": "reverend", "lt": "lieutenant", "hon": "honorable", "sgt": "sergeant",
+    "capt": "captain", "esq": "esquire", "ltd": "limited", "col": "colonel", "ft": "fort",
+}  # fmt: skip
+ABBREVIATION = re.compile(rf"\b({'|'.join(ABBREVIATIONS)})\.", re.IGNORECASE)
+
+
+@dataclass
+class PhonemeConfig:
+    """The encoder of transcripts; it starts at random and learns in the gpt2 stage. Defaults: the authors' sizes."""
+
+    hidden_size: int = 192  # D
+    num_layers: int = 6
+    num_heads: int = 2
+    ffn_dim: int = 768  # width of the convolutions between attentions
+    kernel_size: int = 3  # of those convolutions
+    dropout: float = 0.1  # while it trains
+    max_length: int = 310  # L: longer transcripts are cut, shorter ones padded
+
+
+def clean(transcript: str) -> str:
+    """Lower case, ASCII letters, abbreviations written out, single spaces: what VITS calls english_cleaners2."""
+    text = unicodedata.normalize("NFKD", transcript).encode("ascii", "ignore").decode()
+    text = ABBREVIATION.sub(lambda match: ABBREVIATIONS[match[1].lower()], text.lower())
+    return re.sub(r"\s+", " ", text).strip()
+
+
+@lru_cache(maxsize=1)
+def prepare_espeak() -> None:
+    """Points the phonemizer to the espeak-ng that comes as a wheel, unless the system's is asked for by the
+    phonemizer's own variable. UserError where the packages are missing."""
+    try:
+        import espeakng_loader
+        from phonemizer.backend.espeak.wrapper import EspeakWrapper
+    except ImportError as error:
+        raise UserError(f"speech needs the package {error.name}; install the project with [speech]") from None
+    if "PHONEMIZER_ESPEAK_LIBRARY" not in os.environ:
+        EspeakWrapper.set_library(espeakng_loader.get_library_path())
+        EspeakWrapper.set_data_path(espeakng_loader.get_data_path())
+
+
+@lru_cache(maxsize=100_000)
+def phonemes_of(transcript: str) -> str:
+    """American English in IPA with stress and punctuation: "Hello." => "həlˈoʊ."."""
+    prepare_espeak()
+    from phonemizer import phonemize
+
+    spoken = phonemize(
+        clean(transcript), language="en-us", backend="espeak", strip=True, preserve_punctuation=True, with_stress=True
+    )
+    return re.sub(r"\s+", " ", str(spoken))
+
+
+def build_vits_tokenizer(max_length: int) -> transformers.VitsTokenizer:
+    """One token a symbol; it phonemizes by itself where stock diffusers calls it."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "vocab.json"
+        vocabulary = {symbol: index for index, symbol in enumerate(SYMBOLS)}
+        path.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+        return transformers.VitsTokenizer(
+            str(path), pad_token=PAD, unk_token=PAD, language="en-us", add_blank=False, normalize=False,
+            phonemize=True, is_uroman=False, model_max_length=max_length,
+        )  # fmt: skip
+
+
+def build_vits(config: PhonemeConfig) -> transformers.VitsModel:
+    """A VitsModel whose text encoder has the config's sizes; the rest is unused, and tiny."""
+    sizes = transformers.VitsConfig(
+        vocab_size=len(SYMBOLS), hidden_size=config.hidden_size, num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads, ffn_dim=config.ffn_dim, ffn_kernel_size=config.kernel_size,
+        layerdrop=0.0, hidden_dropout=config.dropout, attention_dropout=config.dropout,
+        activation_dropout=config.dropout,
+        flow_size=4, spectrogram_bins=4, upsample_initial_channel=4, upsample_rates=[2], upsample_kernel_sizes=[4],
+        resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1]], prior_encoder_num_flows=2,
+        prior_encoder_num_wavenet_layers=1, posterior_encoder_num_wavenet_layers=1,
+        duration_predictor_num_flows=2, duration_predictor_filter_channels=4, depth_separable_num_layers=1,
+        use_stochastic_duration_prediction=False, pad_token_id=0,
+    )  # fmt: skip
+    return transformers.VitsModel(sizes)
+
+
+class PhonemeEncoder(nn.Module):
+    """transcripts => Condition (B, L, D), padded to the tokenizer's `model_max_length`, for positions are learned."""
+
+    def __init__(self, model: transformers.VitsModel, tokenizer: transformers.VitsTokenizer):
+        super().__init__()
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.max_length = int(tokenizer.model_max_length)
+        used = set(map(id, model.text_encoder.encoder.parameters())) | {id(model.text_encoder.embed_tokens.weight)}
+        for parameter in model.parameters():
+            # what gives no vectors never gets a gradient, at which DDP would stop
+            parameter.requires_grad_(id(parameter) in used)
+
+    @classmethod
+    def build(cls, config: PhonemeConfig) -> "PhonemeEncoder":
+        return cls(build_vits(config), build_vits_tokenizer(config.max_length))
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.model.config.hidden_size
+
+    def tokens(self, transcripts: Sequence[str]) -> torch.Tensor:
+        """Symbol numbers (B, L): the phonemes, the stop symbol, then padding."""
+        rows = []
+        for transcript in transcripts:
+            known = [self.tokenizer.encoder[symbol] for symbol in phonemes_of(transcript) if symbol in SYMBOLS]
+            row = [*known[: self.max_length - 1], self.tokenizer.encoder[STOP]]
+            rows.append(row + [0] * (self.max_length - len(row)))
+        return torch.tensor(rows, device=self.model.device)
+
+    def forward(self, transcripts: Sequence[str]) -> Condition:
+        tokens = self.tokens(transcripts)
+        mask = tokens != 0  # (B, L)
+        output = self.model.text_encoder(
+            input_ids=tokens, attention_mask=mask.long(), padding_mask=mask.unsqueeze(-1).to(self.model.dtype)
+        )
+        return Condition(output.last_hidden_state, mask)

@@ -1,0 +1,153 @@
+"""Speech: the table of symbols, phonemes, the encoder, and a small speech model trained, saved and opened."""
+
+import json
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from audioldm2_pl.checkpoints import ModelFolder
+from audioldm2_pl.errors import UserError
+from audioldm2_pl.phonemes import PAD, STOP, SYMBOLS, PhonemeConfig, PhonemeEncoder, clean, phonemes_of
+from audioldm2_pl.pipeline import AudioLDM2
+from data.shards import Clip, write_shards
+
+pytest.importorskip("phonemizer")
+pytest.importorskip("espeakng_loader")
+
+SPEECH = (
+    "conditioners.phonemes={hidden_size: 16, num_layers: 1, num_heads: 2, ffn_dim: 16, max_length: 40}",
+    "unet.cross_attention_dim=[null,32]",
+    "training.ldm.poolings=[4]",
+)
+SAID = ["Hello there.", "A bell rings twice.", "Rain, again?", "Mr. Smith says no."]
+
+
+@pytest.fixture(scope="module")
+def speech_run(smoke, tmp_path_factory):
+    """The smoke experiment as a speech system, all stages, on clips that have transcripts and no captions."""
+    from audioldm2_pl.training.run import train
+
+    folder = tmp_path_factory.mktemp("spoken")
+    rng = np.random.default_rng(0)
+    clips = (
+        Clip(key=f"said-{i}", transcript=text, waveform=0.1 * rng.standard_normal(40_960))
+        for i, text in enumerate(SAID)
+    )
+    write_shards(clips, folder / "train", num_workers=1)
+    experiment = smoke(*SPEECH, f"data.train=[{folder}/train]", "data.test=null")
+    train(experiment)
+    return experiment
+
+
+@pytest.fixture(scope="module")
+def model(speech_run) -> AudioLDM2:
+    return AudioLDM2.from_pretrained(speech_run.model_folder)
+
+
+def test_table_of_symbols():
+    assert len(SYMBOLS) == 183
+    assert (SYMBOLS.index(PAD), SYMBOLS.index(STOP)) == (0, 182)
+    assert SYMBOLS[1:17] == ';:,.!?¡¿—…"«»“” ' and SYMBOLS[17] == "A" and SYMBOLS[68] == "z" and SYMBOLS[69] == "ɑ"
+
+
+def test_cleaning_and_phonemes():
+    assert clean("  Mrs. O’Hara—née Dr.\nWho ") == "misess oharanee doctor who"
+    assert phonemes_of("Hello, Mr. Smith.") == "həlˈoʊ, mˈɪstɚ smˈɪθ."
+    assert set(phonemes_of("The quick brown fox jumps over 13 lazy dogs!")) <= set(SYMBOLS)
+
+
+def test_encoder_pads_stops_and_cuts():
+    encoder = PhonemeEncoder.build(PhonemeConfig(hidden_size=8, num_layers=1, ffn_dim=8, max_length=16))
+    tokens = encoder.tokens(["yes", "a much longer sentence than sixteen symbols"])
+    spoken = phonemes_of("yes")
+    assert tokens[0].tolist() == [*map(SYMBOLS.index, spoken), 182, *[0] * (15 - len(spoken))]
+    assert tokens.shape == (2, 16) and tokens[1, -1] == 182 and (tokens[1] != 0).all()
+    with torch.no_grad():
+        condition, alone = encoder(["yes", "no, not at all"]), encoder(["yes"])
+    assert condition.embedding.shape == (2, 16, 8) and condition.mask[0].sum() == len(spoken) + 1
+    real = condition.mask[0]
+    torch.testing.assert_close(condition.embedding[0, real], alone.embedding[0, real])
+
+
+def test_only_what_gives_vectors_is_trained():
+    encoder = PhonemeEncoder.build(PhonemeConfig(hidden_size=8, num_layers=1, ffn_dim=8, max_length=16)).train()
+    encoder(["hello"]).embedding.square().sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_full_size_is_the_published_one():
+    with torch.device("meta"):
+        encoder = PhonemeEncoder.build(PhonemeConfig())
+    shapes = {name: tuple(value.shape) for name, value in encoder.model.text_encoder.state_dict().items()}
+    assert shapes["embed_tokens.weight"] == (183, 192)
+    assert shapes["encoder.layers.5.feed_forward.conv_1.weight"] == (768, 192, 3)
+    assert "encoder.layers.6.layer_norm.weight" not in shapes
+
+
+def test_gpt2_stage_trains_the_phonemes(speech_run):
+    from audioldm2_pl.training.gpt2 import GPT2Finetuning
+    from audioldm2_pl.training.joint import JointFinetuning
+
+    folder = ModelFolder(speech_run.model_folder)
+    batch = {"text": ["", ""], "transcript": SAID[:2], "waveform": torch.randn(2, 40_960), "key": ["a", "b"]}
+    for kind in (GPT2Finetuning, JointFinetuning):
+        stage = kind(speech_run, folder).train()
+        stage.total(stage.losses(batch)).backward()
+        assert stage.phonemes.model.text_encoder.embed_tokens.weight.grad.abs().sum() > 0
+        assert stage.loa_generator.projection.learnable_positional_embedding.grad.abs().sum() > 0
+        trained = {name for name, parameter in stage.named_parameters() if parameter.requires_grad}
+        assert {name for name, parameter in stage.named_parameters() if parameter.grad is not None} >= trained - {
+            name for name in trained if name.startswith("unet.")
+        }
+
+
+def test_folder_is_that_of_the_published_speech_models(speech_run):
+    index = json.loads((speech_run.model_folder / "model_index.json").read_text())
+    assert index["text_encoder_2"] == ["transformers", "VitsModel"]
+    assert index["tokenizer_2"] == ["transformers", "VitsTokenizer"]
+    projection = json.loads((speech_run.model_folder / "projection_model/config.json").read_text())
+    assert projection["use_learned_position_embedding"] and projection["max_seq_length"] == 40
+
+
+def test_says_what_it_is_told(model):
+    first, again = (model.generate("a woman speaks", steps=2, transcripts="Hello there.") for _ in range(2))
+    assert first.shape == (1, 40_960) and torch.equal(first, again)
+    loa = [model.generate_loa(model.encode_text(["a woman"], [said])) for said in ("Hello there.", "No.")]
+    assert not torch.allclose(loa[0], loa[1], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("transcripts", "message"),
+    [(None, "give --transcript"), (["a", "b"], "2 transcripts for 1 prompts"), (" ", "none of them empty")],
+)
+def test_bad_transcripts_are_plain_errors(model, transcripts, message):
+    with pytest.raises(UserError, match=message):
+        model.generate("a man speaks", steps=1, transcripts=transcripts)
+
+
+def test_stock_diffusers_says_the_same_loa(model, speech_run):
+    pipeline = diffusers.AudioLDM2Pipeline.from_pretrained(speech_run.model_folder, low_cpu_mem_usage=False)
+    _, mask, theirs = pipeline.encode_prompt(
+        ["a woman speaks"], "cpu", 1, False, transcription=["hello there."],
+        max_new_tokens=pipeline.language_model.config.max_new_tokens,
+    )  # fmt: skip
+    conditions = model.encode_text(["a woman speaks"], ["Hello there."])
+    assert torch.equal(mask.bool(), conditions[1].mask)
+    torch.testing.assert_close(model.generate_loa(conditions), theirs, atol=1e-4, rtol=0)
+
+
+def test_text_and_speech_settings_do_not_mix(smoke):
+    with pytest.raises(UserError, match="there is none"):
+        smoke(SPEECH[0])
+    with pytest.raises(UserError, match="no place for the text"):
+        smoke(SPEECH[1])
+
+
+def test_a_text_models_encoder_is_no_phoneme_encoder(smoke_run, speech_run, tmp_path):
+    with pytest.raises(UserError, match="not what `from: phonemes` asks for"):
+        ModelFolder(tmp_path / "a", given={"phonemes": str(smoke_run.model_folder)}).take_given()
+    ModelFolder(tmp_path / "b", given={"phonemes": str(speech_run.model_folder)}).take_given()
+    assert isinstance(ModelFolder(tmp_path / "b").words(), PhonemeEncoder)
