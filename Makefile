@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test lint esc10 clean
+.PHONY: setup demo test lint esc10 parity clean
 
 setup: .venv/.ready
 
@@ -27,6 +27,10 @@ esc10: .venv/.ready
 	$(BIN)/audioldm2 train experiments/esc10.yaml
 	$(BIN)/audioldm2 generate runs/esc10/model --prompts experiments/esc10_prompts.txt --output runs/esc10/generated --seconds 5 --steps 50 --eta 0
 	$(BIN)/python -m evaluation outside runs/esc10/generated $(ESC10)/audio --scorer $(SCORER) --output docs/results/esc10.json
+
+# Full-size networks beside diffusers' and transformers', same random weights: docs/results/parity.json (8 GiB, minutes)
+parity: .venv/.ready
+	$(BIN)/python tests/parity.py
 
 test: .venv/.ready
 	$(BIN)/python -m pytest

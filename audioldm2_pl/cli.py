@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--unconditional", default="zero", help="guidance against zero LOA, or gpt2: LOA said for no text (%(default)s)"
     )
+    generate.add_argument("--negative-prompt", default="", help="what guidance moves away from (nothing)")
     generate.add_argument("--seed", type=int, default=0, help="of the first clip; the next ones count up (%(default)s)")
     generate.add_argument(
         "--candidates", type=int, default=1, help="clips tried per prompt; CLAP keeps one (%(default)s)"
@@ -83,7 +84,8 @@ def run_generate(args: argparse.Namespace) -> None:
         rows = named[start : start + args.batch_size]
         waveforms = model.generate(
             [text for _, text in rows], args.seconds, args.steps, args.guidance_scale, args.seed + start,
-            args.candidates, args.eta, unconditional=args.unconditional, transcripts=args.transcript,
+            args.candidates, args.eta, unconditional=args.unconditional, negative_prompt=args.negative_prompt,
+            transcripts=args.transcript,
         )  # fmt: skip
         for (name, text), waveform in zip(rows, waveforms):
             path = args.output / f"{name}.wav"

@@ -69,11 +69,11 @@ class AudioLDM2:
 
     def sample_latent(self, loa: Tensor, text: Condition | None, num_latent_frames: int, seeds: Sequence[int],
                       num_steps: int = 200, guidance_scale: float = 3.5, eta: float = 1.0,
-                      unconditional: str = "zero") -> Tensor:  # fmt: skip
+                      unconditional: str = "zero", negative_prompt: str = "") -> Tensor:  # fmt: skip
         """LOA and T5 (None for speech) => latent (B, C, H, W). Sample i depends on seeds[i] alone.
 
-        Guidance is against the text "" and zero LOA, as in training's condition dropout, or with `unconditional="gpt2"`
-        the LOA that GPT-2 says for "", as in diffusers.
+        Guidance is against the negative prompt, by default "", and zero LOA, as in training's condition dropout, or
+        with `unconditional="gpt2"` the LOA that GPT-2 says for the negative prompt, as in diffusers.
         """
         if unconditional not in UNCONDITIONAL:
             raise UserError(f"--unconditional {unconditional}: choose one of {', '.join(UNCONDITIONAL)}")
@@ -89,10 +89,10 @@ class AudioLDM2:
 
         empty = torch.zeros_like(loa[:1])
         if unconditional == "gpt2":
-            empty = self.generate_loa(self.encode_text([""], [""]))
+            empty = self.generate_loa(self.encode_text([negative_prompt], [""]))
         nothing = [Condition(empty.expand_as(loa), conditions[0].mask)]
         if text is not None:
-            nothing.append(self.words([""]).expand(len(loa)))
+            nothing.append(self.words([negative_prompt]).expand(len(loa)))
         both = [Condition.cat(pair) for pair in zip(nothing, conditions)]
         cache = self.unet.precompute(both)
 
@@ -116,7 +116,7 @@ class AudioLDM2:
     @torch.inference_mode()
     def generate(self, texts: str | Sequence[str], seconds: float | None = None, steps: int = 200,
                  guidance_scale: float = 3.5, seed: int | Sequence[int] = 0, candidates: int = 1, eta: float = 1.0,
-                 loa: Tensor | None = None, unconditional: str = "zero",
+                 loa: Tensor | None = None, unconditional: str = "zero", negative_prompt: str = "",
                  transcripts: str | Sequence[str] | None = None) -> Tensor:  # fmt: skip
         """Prompts => waveforms (B, T) on the CPU.
 
@@ -138,7 +138,7 @@ class AudioLDM2:
             clips = [
                 self.generate([text] * candidates, seconds, steps, guidance_scale, row, 1, eta,
                               None if loa is None else loa[i : i + 1].expand(candidates, -1, -1), unconditional,
-                              None if spoken is None else spoken[i])
+                              negative_prompt, None if spoken is None else spoken[i])
                 for i, (text, row) in enumerate(zip(texts, tries))
             ]  # fmt: skip
             return torch.stack([clip[self.similarity(clip, text).argmax()] for clip, text in zip(clips, texts)])
@@ -149,7 +149,7 @@ class AudioLDM2:
             said = self.generate_loa(conditions) if loa is None else loa[rows].to(self.device)
             text = None if self.is_speech else conditions[1]
             latent = self.sample_latent(said, text, num_latent_frames, seeds[rows], steps, guidance_scale, eta,
-                                        unconditional)  # fmt: skip
+                                        unconditional, negative_prompt)  # fmt: skip
             waveforms.append(self.vocode(self.decode_mel(latent))[:, :num_samples].float().cpu())
         return torch.cat(waveforms)
 
@@ -189,9 +189,7 @@ class AudioLDM2:
             raise UserError("this model speaks; give --transcript, what it is to say")
         spoken = [transcripts] * num_prompts if isinstance(transcripts, str) else list(transcripts)
         if len(spoken) != num_prompts or not all(transcript.strip() for transcript in spoken):
-            raise UserError(
-                f"{len(spoken)} transcripts for {num_prompts} prompts; give one for each, none of them empty"
-            )
+            raise UserError(f"{len(spoken)} transcripts for {num_prompts} prompts; give one for each, none empty")
         return spoken
 
     # ---- lengths

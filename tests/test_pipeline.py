@@ -87,6 +87,14 @@ def test_guidance_against_gpt2s_loa_for_no_text(latents):
     assert torch.allclose(guided, plain, atol=1e-4) and not torch.allclose(zero, plain, atol=1e-2)
 
 
+def test_negative_prompt_moves_the_sound_away(latents):
+    plain, negative = (latents.generate("a bell", steps=2, negative_prompt=text) for text in ("", "rain"))
+    assert not torch.allclose(plain, negative, atol=1e-3)
+    own, off = (latents.generate("a bell", steps=2, negative_prompt="a bell", unconditional="gpt2", guidance_scale=s)
+                for s in (1.0, 6.0))  # fmt: skip
+    torch.testing.assert_close(own, off, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_generates(smoke_run, name):
     model = AudioLDM2.from_pretrained(smoke_run.model_folder)

@@ -121,7 +121,7 @@ def test_says_what_it_is_told(model):
 
 @pytest.mark.parametrize(
     ("transcripts", "message"),
-    [(None, "give --transcript"), (["a", "b"], "2 transcripts for 1 prompts"), (" ", "none of them empty")],
+    [(None, "give --transcript"), (["a", "b"], "2 transcripts for 1 prompts"), (" ", "none empty")],
 )
 def test_bad_transcripts_are_plain_errors(model, transcripts, message):
     with pytest.raises(UserError, match=message):

@@ -49,7 +49,7 @@ class VocoderTrainingConfig(StageConfig):
     period_discriminator: MultiPeriodConfig = field(default_factory=MultiPeriodConfig)
     scale_discriminator: MultiScaleConfig = field(default_factory=MultiScaleConfig)
     discriminator_start: int = 0  # batches before the discriminators join; until then they cost nothing
-    # Windows of the stft term, in samples. Those shorter than a frame keep noise from becoming a buzz at the frame rate.
+    # Windows of the stft term, in samples. Those shorter than a frame keep noise from buzzing at the frame rate.
     stft_sizes: list[int] = field(default_factory=lambda: [64, 128, 256, 512, 1024])
 
 
