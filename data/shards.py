@@ -33,6 +33,8 @@ from tqdm import tqdm
 from audioldm2_pl.audio import load_waveform
 from audioldm2_pl.errors import UserError
 
+from .containers import CONTAINER_SUFFIXES, decode_segment
+
 CLIPS_PER_SHARD = 1000  # 10 s clips make shards of about 200 MB
 NUM_WORKERS = 4  # threads that decode, resample and encode
 MAX_LISTED = 10  # clips left out that the terminal shows; index.json holds them all
@@ -189,6 +191,9 @@ def read_clip(clip: Clip, sample_rate: int) -> np.ndarray:
         waveform = np.asarray(clip.waveform, dtype=np.float32)
     elif clip.path is None:
         raise UserError(f"clip {clip.key} has neither a path nor a waveform")
+    elif Path(clip.path).suffix.lower() in CONTAINER_SUFFIXES:
+        waveform, file_rate = decode_segment(Path(clip.path), clip.start, clip.duration)
+        waveform = waveform if file_rate == sample_rate else soxr.resample(waveform, file_rate, sample_rate)
     elif clip.start == 0 and clip.duration is None:
         waveform = load_waveform(clip.path, sample_rate)
     else:

@@ -1,0 +1,63 @@
+"""MusicCaps: 5,521 clips of 10 s of music out of AudioSet, captions by musicians (Agostinelli et al., 2023).
+
+    python -m data.musiccaps MusicCaps shards/musiccaps
+
+From huggingface.co/datasets/google/MusicCaps, CC BY-SA 4.0; the recordings are YouTube's. SOURCE holds
+`musiccaps-public.csv` and the clips in any folders, named as AudioSet's (`sources.py`). 15.3 h; AudioLDM's
+evaluation has 5,471 clips that were still on YouTube.
+
+It is for evaluation only: one split, "test". Give its CSV to --exclude of the corpora for training.
+
+Caption: as written; the aspects that it was written from are the labels.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from audioldm2_pl.errors import UserError
+
+from .shards import Clip, key_of, run_corpus
+from .sources import audio_files, number, read_table, youtube_file
+
+SPLITS = ("test",)
+COLUMNS = ("ytid", "start_s", "end_s", "aspect_list", "caption", "is_balanced_subset", "is_audioset_eval")
+
+
+def clips(source: Path, split: str) -> Iterator[Clip]:
+    """All clips; "test" is the only split. `extra` tells the balanced subset and AudioSet's own evaluation set."""
+    files = audio_files(source)
+    table = source / "musiccaps-public.csv"
+    for row in read_table(table, COLUMNS):
+        start, end = number(row["start_s"], table), number(row["end_s"], table)
+        yield Clip(
+            key=key_of(row["ytid"], f"{start:g}"),
+            text=row["caption"],
+            labels=_aspects(row["aspect_list"], table),
+            path=youtube_file(files, source, row["ytid"], start, end),
+            duration=end - start,
+            source="MusicCaps",
+            licence="captions CC BY-SA 4.0, audio as its uploader set on YouTube",
+            extra={
+                "source_id": f"youtube:{row['ytid']}",
+                "source_start": start,
+                "balanced": row["is_balanced_subset"] == "True",
+                "audioset_eval": row["is_audioset_eval"] == "True",
+            },
+        )
+
+
+def _aspects(text: str, table: Path) -> list[str]:
+    try:
+        return [str(aspect) for aspect in ast.literal_eval(text)]
+    except (ValueError, SyntaxError, TypeError):
+        raise UserError(f"{table}: {text[:40]!r} is not a list of aspects; fetch the file again") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_corpus(clips, SPLITS, __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

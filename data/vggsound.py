@@ -1,0 +1,78 @@
+"""VGGSound: clips of 10 s from YouTube whose source is seen, one of 309 classes each (Chen et al., 2020).
+
+    python -m data.vggsound VGGSound shards/vggsound --exclude audiocaps/test.csv audiocaps/val.csv musiccaps-public.csv
+
+From robots.ox.ac.uk/~vgg/data/vggsound and github.com/hche11/VGGSound, CC BY 4.0; the recordings are YouTube's.
+SOURCE holds one of the two published lists, and the clips in any folders, `<id>_<start in six digits>.mp4` or any
+name of `sources.py`:
+
+    vggsound.csv                    id, start in seconds, class, "train" or "test"; no header
+    data/train.csv, data/test.csv   <id>_<start>.mp4, class; no header
+
+199,176 clips by the repository's `stat.csv`, 553 h, if all of it were still on YouTube. The layout of vggsound.csv is
+taken from the authors' description and programs that read it.
+
+Caption: the class ("playing hammond organ"); only the sound and the label are used (paper, section IV-A).
+"""
+
+import csv
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from audioldm2_pl.errors import UserError
+
+from .leakage import add_exclude_option, guarded, refused_ids
+from .shards import Clip, key_of, run_corpus
+from .sources import audio_files, number, youtube_file
+
+SPLITS = ("train", "test")
+CLIP_SECONDS = 10.0
+
+
+def clips(source: Path, split: str, exclude: Sequence[Path] | None = None) -> Iterator[Clip]:
+    """The clips of "train", less those of the lists in `exclude`, or of "test"."""
+    found = _clips(source, split)
+    return guarded(found, refused_ids(exclude)) if split == "train" else found
+
+
+def _clips(source: Path, split: str) -> Iterator[Clip]:
+    files = audio_files(source)
+    for video, start, label in _rows(source, split):
+        yield Clip(
+            key=key_of(video, f"{start:g}"),
+            text=label,
+            labels=[label],
+            path=youtube_file(files, source, video, start, start + CLIP_SECONDS),
+            duration=CLIP_SECONDS,
+            source="VGGSound",
+            licence="CC BY 4.0",
+            extra={"source_id": f"youtube:{video}", "source_start": start},
+        )
+
+
+def _rows(source: Path, split: str) -> Iterator[tuple[str, float, str]]:
+    """(video, start in seconds, class) of a split."""
+    whole = source / "vggsound.csv"
+    parts = [path for path in (source / f"data/{split}.csv", source / f"{split}.csv") if path.is_file()]
+    if not whole.is_file() and not parts:
+        raise UserError(f"{source} holds neither vggsound.csv nor data/{split}.csv; fetch VGGSound's list into it")
+    path = whole if whole.is_file() else parts[0]
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        for row in csv.reader(file):
+            if path == whole and len(row) == 4:
+                if row[3] == split:
+                    yield row[0], number(row[1], path), row[2]
+            elif path != whole and len(row) == 2 and (match := re.fullmatch(r"(.{11})_(\d{6})\.mp4", row[0])):
+                yield match[1], float(match[2]), row[1]
+            else:
+                raise UserError(f"{path}: {','.join(row)!r} is not a row of VGGSound")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_corpus(clips, SPLITS, __doc__, argv, add_exclude_option)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""WavCaps: 403,050 recordings whose descriptions ChatGPT turned into captions (Mei et al., 2023).
+
+    python -m data.wavcaps WavCaps shards/wavcaps --clips-per-shard 100 \\
+        --exclude WavCaps/json_files/blacklist/blacklist_exclude_test_ac.json musiccaps-public.csv
+
+From huggingface.co/datasets/cvssp/WavCaps, academic use only. SOURCE is that repository with its archives unpacked;
+the recordings may lie anywhere below the folders of Audio or Zip_files, or in SOURCE/<part>:
+
+    json_files/AudioSet_SL/as_final.json        108,317   Audio/AudioSet_SL/**/Y<id>.flac
+    json_files/BBC_Sound_Effects/bbc_final.json  31,201   Audio/BBC_Sound_Effects/**/<id>.flac
+    json_files/FreeSound/fsd_final.json         262,300   Audio/FreeSound/**/<id>.flac
+    json_files/SoundBible/sb_final.json           1,232   Audio/SoundBible/**/<id>.flac
+    json_files/blacklist/*.json                 clips of evaluation sets, for --exclude
+
+A part whose JSON is not there is passed over. 7,568 h in all, 68 s on average, the longest over 12 h: of a recording
+the first --max-seconds are taken. The layout is sb_final.json's, the others' by the repository's own reader and
+aac-datasets: {"data": [{"id", "caption", "duration", ...}]}, AudioSet's ids being "Y<id>.wav".
+
+Caption: "caption". All is for training; the blacklists are AudioCaps' and Clotho's, MusicCaps' must be named beside.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from audioldm2_pl.errors import UserError
+
+from .leakage import add_exclude_option, guarded, refused_ids
+from .shards import Clip, key_of, run_corpus
+from .sources import audio_files, fields, read_json, video_id
+
+SPLITS = ("train",)
+PARTS = {
+    "AudioSet_SL": "as_final.json",
+    "BBC_Sound_Effects": "bbc_final.json",
+    "FreeSound": "fsd_final.json",
+    "SoundBible": "sb_final.json",
+}
+MAX_SECONDS = 600.0
+
+
+def clips(
+    source: Path, split: str, exclude: Sequence[Path] | None = None, max_seconds: float = MAX_SECONDS
+) -> Iterator[Clip]:
+    """The clips of all parts that are there, less those of the lists in `exclude`; "train" is the only split."""
+    return guarded(_clips(source, max_seconds), refused_ids(exclude))
+
+
+def _clips(source: Path, max_seconds: float) -> Iterator[Clip]:
+    tables = {part: source / "json_files" / part / name for part, name in PARTS.items()}
+    tables = {part: path for part, path in tables.items() if path.is_file()}
+    if not tables:
+        raise UserError(f"{source}/json_files holds none of WavCaps' four JSON files")
+    for part, table in tables.items():
+        files = audio_files(_folder(source, part))
+        content = read_json(table)
+        if not isinstance(content, dict) or "data" not in content:
+            raise UserError(f"{table} has no list 'data'; is it WavCaps' own file?")
+        for item in content["data"]:
+            identity, caption = fields(item, ("id", "caption"), table)
+            stem = identity.removesuffix(".wav")
+            yield Clip(
+                key=key_of(part, stem),
+                text=caption,
+                path=Path(files.get(stem, source / "Audio" / part / f"{stem}.flac")),
+                duration=max_seconds,
+                source=f"WavCaps {part}",
+                licence="academic use (WavCaps)",
+                extra={"source_id": _source_id(part, identity)},
+            )
+
+
+def _folder(source: Path, part: str) -> Path:
+    folders = [source / "Audio" / part, source / "Zip_files" / part, source / part]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def _source_id(part: str, identity: str) -> str:
+    if part == "AudioSet_SL":
+        return f"youtube:{video_id(identity)}"
+    return f"{part.lower()}:{identity}"
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add_exclude_option(parser)
+    parser.add_argument(
+        "--max-seconds", type=float, default=MAX_SECONDS, metavar="S", help="taken of a recording, from its start"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_corpus(clips, SPLITS, __doc__, argv, _add_options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+import json
+
+import pytest
+
+from audioldm2_pl.errors import UserError
+from data.leakage import guarded, read_ids, refused_ids
+from data.shards import Clip
+
+IDS = {"youtube:7fmOlUlwoNg", "youtube:6BJ455B1aAs"}
+
+
+def test_refused_clips_are_counted(capsys):
+    clips = [Clip(key=name, extra={"source_id": f"youtube:{name}"}) for name in ("a", "b", "c")]
+    kept = list(guarded(clips, {"youtube:b", "freesound:a"}))
+    assert [clip.key for clip in kept] == ["a", "c"]
+    assert capsys.readouterr().out == "refused 1 clips of evaluation sets (2 ids listed)\n"
+    assert list(guarded(clips, set())) == clips
+    assert capsys.readouterr().out == ""
+
+
+LISTS = {
+    "test.csv": "audiocap_id,youtube_id,start_time,caption\n1,7fmOlUlwoNg,20,A\n2,6BJ455B1aAs,0,B\n3,6BJ455B1aAs,0,C\n",
+    "musiccaps-public.csv": 'ytid,start_s,caption\n7fmOlUlwoNg,30,"x, y"\n6BJ455B1aAs,1,z\n',
+    "eval_segments.csv": (
+        "# Segments csv created\n# YTID, start_seconds, end_seconds, positive_labels\n"
+        '7fmOlUlwoNg, 0.0, 1.0, "/m/1"\n6BJ455B1aAs, 0.0, 1.0, "/m/1,/m/2"\n'
+    ),
+    "ours.json": json.dumps({"data": [{"wav": f"/x/Y{name}.wav"} for name in ("7fmOlUlwoNg", "6BJ455B1aAs")]}),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_published_lists(tmp_path, name):
+    path = tmp_path / name
+    path.write_text(LISTS[name])
+    assert read_ids(path) == IDS
+
+
+def test_lists_of_freesound(tmp_path):
+    blacklist, clotho = tmp_path / "blacklist.json", tmp_path / "clotho_metadata_evaluation.csv"
+    blacklist.write_text(json.dumps({"AudioSet": ["Y7fmOlUlwoNg.wav"], "FreeSound": ["156"]}))
+    clotho.write_text("file_name,keywords,sound_id\na.wav,x;y,201\nb.wav,z,Not found\n")
+    assert refused_ids([blacklist, clotho]) == {"youtube:7fmOlUlwoNg", "freesound:156", "freesound:201"}
+
+
+def test_what_is_no_list(tmp_path):
+    path = tmp_path / "list.csv"
+    for content, message in (("a,b\n1,2\n", "no list of evaluation"), ("ytid,b\n", "lists no clips")):
+        path.write_text(content)
+        with pytest.raises(UserError, match=message):
+            read_ids(path)
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(UserError, match="no list of evaluation"):
+        read_ids(tmp_path / "list.json")
+    with pytest.raises(UserError, match="no such list"):
+        read_ids(tmp_path / "none.csv")
+    with pytest.raises(UserError, match="--exclude"):
+        refused_ids(None)
+    assert refused_ids([]) == set()
+
+
+def test_real_lists(real_data):
+    metadata = real_data / "metadata"
+    test = read_ids(metadata / "audiocaps/test.csv")
+    assert len(test) == 975
+    authors = read_ids(metadata / "audioldm/audiocaps_test_nonrepeat_subset_2.json")
+    assert len(authors) == 964 and authors < test
+    assert len(read_ids(metadata / "musiccaps/musiccaps-public_0_1500.csv")) == 1500
+    assert len(read_ids(metadata / "audioset/eval_segments_head.csv")) == 1000
+    blacklist = read_ids(metadata / "wavcaps/blacklist_exclude_test_ac_excerpt.json")
+    assert len(blacklist) == 100 and "freesound:31946" in blacklist and "youtube:vfY_TJq7n_U" in blacklist

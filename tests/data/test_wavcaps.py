@@ -1,0 +1,71 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+
+from audioldm2_pl.errors import UserError
+from data import wavcaps
+from data.shards import verify
+
+ITEMS = {
+    "AudioSet_SL": [{"id": "Y7fmOlUlwoNg.wav", "caption": "A machine rattles.", "duration": 10.0}],
+    "FreeSound": [{"id": "156", "caption": "Bees buzz.", "duration": 20.0, "tags": ["bees"]}],
+    "SoundBible": [{"id": "156", "caption": "A door slams.", "duration": 2.0, "title": "Door"}],
+}
+
+
+@pytest.fixture
+def source(tmp_path):
+    for part, items in ITEMS.items():
+        path = tmp_path / "WavCaps/json_files" / part / wavcaps.PARTS[part]
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"num_captions_per_audio": 1, "data": items}))
+    for name in ("Audio/FreeSound/156", "Zip_files/SoundBible/mnt/SoundBible_flac/156"):
+        path = tmp_path / "WavCaps" / f"{name}.flac"
+        path.parent.mkdir(parents=True)
+        soundfile.write(path, 0.1 * np.ones(3 * 8000), 8000)
+    return tmp_path / "WavCaps"
+
+
+def test_parts(source):
+    machine, bees, door = wavcaps.clips(source, "train", exclude=[])
+    assert (machine.key, machine.extra["source_id"]) == ("AudioSet_SL__Y7fmOlUlwoNg", "youtube:7fmOlUlwoNg")
+    assert machine.path == source / "Audio/AudioSet_SL/Y7fmOlUlwoNg.flac"
+    assert (bees.text, bees.extra["source_id"]) == ("Bees buzz.", "freesound:156")
+    assert door.path == source / "Zip_files/SoundBible/mnt/SoundBible_flac/156.flac"
+
+
+def test_shards(source, tmp_path, capsys):
+    blacklist = tmp_path / "blacklist.json"
+    blacklist.write_text(json.dumps({"AudioSet": ["YvfY_TJq7n_U.wav"], "FreeSound": ["156"]}))
+    command = [str(source), str(tmp_path / "shards"), "--max-seconds", "2", "--exclude", str(blacklist)]
+    assert wavcaps.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "refused 1 clips" in printed and "left out AudioSet_SL__Y7fmOlUlwoNg" in printed
+    index = verify(tmp_path / "shards/train")
+    assert (index["num_clips"], index["seconds"]) == (1, 2.0)
+
+
+def test_user_errors(source, tmp_path):
+    with pytest.raises(UserError, match="none of WavCaps' four"):
+        list(wavcaps.clips(tmp_path, "train", exclude=[]))
+    with pytest.raises(UserError, match="--exclude"):
+        list(wavcaps.clips(source, "train"))
+    table = source / "json_files/SoundBible/sb_final.json"
+    table.write_text(json.dumps({"data": [{"id": "1"}]}))
+    with pytest.raises(UserError, match="no 'caption'"):
+        list(wavcaps.clips(source, "train", exclude=[]))
+    table.write_text("[]")
+    with pytest.raises(UserError, match="no list 'data'"):
+        list(wavcaps.clips(source, "train", exclude=[]))
+
+
+def test_real_soundbible(real_data, tmp_path):
+    metadata = real_data / "metadata/wavcaps"
+    (tmp_path / "json_files/SoundBible").mkdir(parents=True)
+    shutil.copy(metadata / "sb_final_0_100.json", tmp_path / "json_files/SoundBible/sb_final.json")
+    found = list(wavcaps.clips(tmp_path, "train", [metadata / "blacklist_exclude_test_ac_excerpt.json"]))
+    assert len(found) == len({clip.key for clip in found}) == 100
+    assert (found[0].key, found[0].text) == ("SoundBible__2219", "An airplane is landing.")
