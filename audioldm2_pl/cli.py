@@ -1,4 +1,4 @@
-"""`audioldm2`: train, generate, describe. Thin; heavy imports wait until a sub-command runs."""
+"""`audioldm2`: train, generate, describe, import. Thin; heavy imports wait until a sub-command runs."""
 
 import argparse
 import sys
@@ -45,6 +45,25 @@ def build_parser() -> argparse.ArgumentParser:
     describe.add_argument("overrides", nargs="*", metavar="key=value", help="anything in the YAML, such as seed=1")
     describe.add_argument("--diff", type=Path, metavar="OTHER.yaml", help="show only what differs from this experiment")
     describe.set_defaults(run=run_describe)
+
+    convert = commands.add_parser("import", help="turn one of the authors' .pth or .ckpt files into a model folder")
+    convert.add_argument("file", type=Path, help="the checkpoint: AudioLDM 2, AudioLDM 1, or AudioMAE alone")
+    convert.add_argument("folder", type=Path, help="the model folder; parts that it has are kept, none is replaced")
+    convert.add_argument("--ema", action="store_true", help="take the T-UNet's averaged weights, not the last ones")
+    convert.add_argument(
+        "--heads",
+        choices=["official", "hub"],
+        default="official",
+        help="of the T-UNet: 32 channels each, as it was trained, or 8 a level (%(default)s)",
+    )
+    convert.add_argument("--tokenizers", help="a model folder or hub id whose tokenizers are copied")
+    convert.add_argument(
+        "--vocoder-rates",
+        type=lambda text: [int(rate) for rate in text.split(",")],
+        metavar="5,4,2,2,2",
+        help="upsampling rates of a vocoder that is none of the published ones",
+    )
+    convert.set_defaults(run=run_import)
     return parser
 
 
@@ -66,6 +85,13 @@ def run_describe(args: argparse.Namespace) -> None:
         print(describe(experiment))
     else:
         print(difference(args.experiment.stem, experiment, args.diff.stem, load_experiment(args.diff)))
+
+
+def run_import(args: argparse.Namespace) -> None:
+    from audioldm2_pl.original import import_checkpoint
+
+    print(import_checkpoint(args.file, args.folder, args.ema, args.heads, args.tokenizers, args.vocoder_rates))
+    print(f"model: {args.folder}")
 
 
 def run_generate(args: argparse.Namespace) -> None:

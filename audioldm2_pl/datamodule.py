@@ -9,132 +9,74 @@ A clip is two members, `<key>.flac` (16-bit mono) and `<key>.json` with "text" o
 known, "transcript", "labels", "source", "licence", "start", "duration".
 
 The order of the clips is a function of (seed, epoch): shards are shuffled, then the clips of each shard. Ranks and
-workers take that one order in strides. A position in it is all that a resumed run needs.
+workers take that one order in strides. A position in it is all that a resumed run needs. A bad clip's position takes
+the sound and text of the next position that has a good one, so that batches stay full and every rank takes equal
+steps; in validation a bad clip is left out.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
-import soundfile
 import soxr
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from audioldm2_pl.audio import AudioConfig, fit_length, normalise
+from audioldm2_pl.clip_order import Place, endless_order, storage_order, weighted_order
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.quarantine import MAX_BAD_FRACTION, Quarantine
+from audioldm2_pl.remote_shards import CACHE_GIB, RemoteFolder, is_remote
+from audioldm2_pl.shard_reader import BadClip, ShardFolder, captions_of
 
-SHARD_FORMAT = 1  # of index.json
 SILENCE = 1e-4  # a crop whose peak is below this is drawn again
 CROP_TRIES = 10  # draws before a silent crop is taken after all
-
-Members = dict[str, tuple[int, int]]  # suffix -> (offset, size) in the tar
+BATCHES_AHEAD = 4  # remote shards are fetched at least so many global batches before their clips are read
 
 
 @dataclass
 class DataConfig:
-    """Which shards are read, and how."""
+    """Which shards are read, and how. A folder of shards is a path, or a URL: http(s)://…, s3://…"""
 
     train: list[str] = field(default_factory=list)  # folders of the training split's shards
     test: str | None = None  # folder of the held-out split: validation and the report
     judge: str | None = None  # folder of the split that trains the report's judge
     num_workers: int = 0  # processes that decode; 0 decodes in the training process
+    weights: list[float] = field(default_factory=list)  # of the train folders' draws; empty: each clip once an epoch
+    max_bad_fraction: float = MAX_BAD_FRACTION  # of the clips; training stops when more cannot be used
+    cache: str | None = None  # local folder for shards from URLs; null makes one in the temporary directory
+    cache_gib: float = CACHE_GIB  # what it may hold; two shards of each train folder at least
+    allow_pipe: bool = False  # permits pipe:COMMAND for a folder: a shell command that prints the file {name}
 
-
-class ShardFolder:
-    """One split's shards: its index, and each clip by number."""
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        index = self.path / "index.json"
-        if not index.is_file():
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UserError(f"data.max_bad_fraction={self.max_bad_fraction} is a share of the clips, from 0 to 1")
+        if self.weights and (len(self.weights) != len(self.train) or min(self.weights) <= 0):
             raise UserError(
-                f"{self.path}: no shards here (index.json is missing); write them with python -m data.<corpus>"
+                f"data.weights has {len(self.weights)} numbers for the {len(self.train)} folders of data.train; "
+                "give one above 0 for each"
             )
-        try:
-            self.index = json.loads(index.read_text())
-            version = self.index.get("format")
-            self.counts = [shard["num_clips"] for shard in self.index["shards"]] if version == SHARD_FORMAT else []
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{index}: not the index of a folder of shards; write the shards again") from None
-        if version != SHARD_FORMAT:
-            raise UserError(f"{index}: format {version!r}, this version reads {SHARD_FORMAT}; write it anew")
-        self.advice = f"check the folder with python -m data.shards {self.path}"
-        self.members: dict[int, list[tuple[str, Members]]] = {}  # shard -> its clips' keys and members
 
-    def __len__(self) -> int:
-        return sum(self.counts)
-
-    def clips(self, shard: int) -> list[tuple[str, Members]]:
-        """A shard's clips: key, and where its members lie. The tar's headers are read once."""
-        if shard not in self.members:
-            path = self.path / self.index["shards"][shard]["name"]
-            clips: dict[str, Members] = {}
-            try:
-                with tarfile.open(path, "r:") as tar:
-                    for member in tar:
-                        key, _, suffix = member.name.partition(".")
-                        clips.setdefault(key, {})[suffix] = (member.offset_data, member.size)
-            except (OSError, tarfile.TarError) as error:
-                raise UserError(f"{path}: cannot be read ({error}); {self.advice}") from None
-            if len(clips) != self.counts[shard]:
-                raise UserError(f"{path}: {len(clips)} clips where index.json says {self.counts[shard]}; {self.advice}")
-            self.members[shard] = list(clips.items())
-        return self.members[shard]
-
-    def read(self, shard: int, clip: int) -> dict[str, Any]:
-        """One clip: {"key", "waveform" (T,) at its own rate, "sample_rate", and the JSON's fields}."""
-        key, members = self.clips(shard)[clip]
-        path = self.path / self.index["shards"][shard]["name"]
-        try:
-            with path.open("rb") as file:
-                content = {}
-                for suffix in ("json", "flac"):
-                    offset, size = members[suffix]
-                    file.seek(offset)
-                    content[suffix] = file.read(size)
-            waveform, rate = soundfile.read(io.BytesIO(content["flac"]), dtype="float32", always_2d=True)
-            fields = json.loads(content["json"])
-        except (KeyError, ValueError, OSError, soundfile.LibsndfileError) as error:
-            raise UserError(f"{path}: clip {key} cannot be read ({error}); {self.advice}") from None
-        return {**fields, "key": key, "waveform": waveform[:, 0], "sample_rate": rate}
-
-
-def shuffled(folders: list[ShardFolder], seed: int, epoch: int) -> Iterator[tuple[int, int, np.ndarray]]:
-    """One epoch's order: (folder, shard, the order of the shard's clips) by turns."""
-    shards = [(f, s) for f, folder in enumerate(folders) for s in range(len(folder.counts))]
-    rng = np.random.default_rng((seed, epoch))
-    for i in rng.permutation(len(shards)):
-        f, s = shards[i]
-        yield f, s, np.random.default_rng((seed, epoch, i)).permutation(folders[f].counts[s])
-
-
-def endless_order(folders: list[ShardFolder], seed: int, start: int) -> Iterator[tuple[int, int, int, int]]:
-    """(position, folder, shard, clip) from position `start` on, for ever; what lies before is skipped by count."""
-    num_clips = sum(len(folder) for folder in folders)
-    position = start - start % num_clips
-    while True:
-        for f, s, order in shuffled(folders, seed, position // num_clips):
-            skip = min(max(0, start - position), len(order))
-            for clip in order[skip:]:
-                yield position + skip, f, s, int(clip)
-                skip += 1
-            position += len(order)
+    def open(self, path: str) -> ShardFolder:
+        remote = RemoteFolder(path, self.cache, self.cache_gib, self.allow_pipe) if is_remote(path) else None
+        return ShardFolder(path, remote)
 
 
 class ClipStream(IterableDataset):
-    """The training clips of one rank, or with `start=None` each clip once in storage order."""
+    """The training clips of one rank, or with `start=None` each clip once in storage order.
+
+    In a worker a UserError becomes a last clip {"error": its line}: see `ClipLoader`.
+    """
 
     def __init__(self, folders: list[ShardFolder], audio: AudioConfig, num_samples: int, seed: int, batch_size: int,
-                 start: int | None, rank: int = 0, world_size: int = 1):  # fmt: skip
+                 start: int | None, rank: int = 0, world_size: int = 1,
+                 weights: Sequence[float] = (), quarantine: Quarantine | None = None):  # fmt: skip
         self.folders = folders
         self.audio = audio
         self.num_samples = num_samples
@@ -143,22 +85,71 @@ class ClipStream(IterableDataset):
         self.start = start
         self.rank = rank
         self.world_size = world_size
+        self.weights = weights
+        self.quarantine = quarantine or Quarantine(folders)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
-        number, count = (worker.id, worker.num_workers) if worker else (0, 1)
-        for position, f, s, clip in self.order():
-            own, rest = divmod(position - (self.start or 0), self.world_size)
-            if rest == self.rank and own // self.batch_size % count == number:
-                yield self.prepare(self.folders[f].read(s, clip), position)
+        try:
+            yield from self.deal(worker.id, worker.num_workers) if worker else self.deal(0, 1)
+        except UserError as error:
+            if worker is None:
+                raise
+            yield {"error": str(error)}
 
-    def order(self) -> Iterator[tuple[int, int, int, int]]:
-        if self.start is not None:
-            return endless_order(self.folders, self.seed, self.start)
-        clips = [
-            (f, s, c) for f, folder in enumerate(self.folders) for s, n in enumerate(folder.counts) for c in range(n)
-        ]
-        return ((position, *clip) for position, clip in enumerate(clips))
+    def deal(self, worker: int, num_workers: int) -> Iterator[dict[str, Any]]:
+        """Every rank takes each world_size-th clip, and its workers whole batches of these by turns."""
+        first = self.start or 0
+        for position, *place in self.fetched_ahead():
+            own, rest = divmod(position - first, self.world_size)
+            if rest == self.rank and own // self.batch_size % num_workers == worker:
+                clip = self.load(*place) or self.replacement(position)
+                if clip:
+                    yield self.prepare(clip, position)
+
+    def order(self, start: int) -> Iterator[Place]:
+        if self.start is None:
+            return islice(storage_order(self.folders), start, None)
+        if self.weights:
+            return weighted_order(self.folders, self.weights, self.seed, start)
+        return endless_order(self.folders, self.seed, start)
+
+    def fetched_ahead(self) -> Iterator[Place]:
+        """The order; remote shards are fetched while the one before is read."""
+        start = self.start or 0
+        if not any(folder.remote for folder in self.folders):
+            yield from self.order(start)
+            return
+        num_shards = sum(len(folder.counts) for folder in self.folders)
+        a_shard = sum(map(len, self.folders)) // num_shards * (len(self.folders) if self.weights else 1)
+        ahead = self.order(start + max(a_shard, BATCHES_AHEAD * self.batch_size * self.world_size))
+        wanted: dict[int, int] = {}  # folder -> shard
+        for place, later in zip_longest(self.order(start), ahead):
+            if later and wanted.get(later[1]) != later[2]:
+                wanted[later[1]] = later[2]
+                self.folders[later[1]].prefetch(later[2])
+            yield place
+
+    def load(self, f: int, shard: int, clip: int) -> dict[str, Any] | None:
+        """A clip, or None and a place in quarantine."""
+        folder = self.folders[f]
+        if (folder.shard_path(shard), clip) in self.quarantine:
+            return None
+        try:
+            return folder.load(shard, clip)
+        except BadClip as bad:
+            self.quarantine.add(folder, shard, clip, bad)
+            return None
+
+    def replacement(self, position: int) -> dict[str, Any] | None:
+        """The next good clip of the order for a bad one; None where each clip comes once."""
+        if self.start is None:
+            return None
+        num_clips = sum(map(len, self.folders))
+        for _, *place in islice(self.order(position + 1), num_clips):
+            if clip := self.load(*place):
+                return clip
+        raise UserError(f"{', '.join(str(folder.path) for folder in self.folders)}: no clip that can be used")
 
     def prepare(self, clip: dict[str, Any], position: int) -> dict[str, Any]:
         """Crop, resample, level and choose a caption; the draws follow from (seed, position)."""
@@ -169,7 +160,7 @@ class ClipStream(IterableDataset):
         waveform = fit_length(waveform, wanted, start)
         if rate != self.audio.sample_rate:
             waveform = fit_length(soxr.resample(waveform, rate, self.audio.sample_rate), self.num_samples)
-        captions = clip.get("captions") or [clip.get("text", "")]
+        captions = captions_of(clip)
         return {
             "waveform": torch.from_numpy(normalise(waveform, self.audio.peak)),
             "text": captions[int(rng.integers(len(captions)))],
@@ -192,19 +183,39 @@ def draw_crop(waveform: np.ndarray, num_samples: int, rng: np.random.Generator) 
 
 
 def collate(clips: list[dict[str, Any]]) -> dict[str, Any]:
+    if "error" in clips[-1]:
+        return clips[-1]
     batch: dict[str, Any] = {name: [clip[name] for clip in clips] for name in ("text", "transcript", "key")}
     batch["waveform"] = torch.stack([clip["waveform"] for clip in clips])  # (B, T)
     return batch
 
 
+class ClipLoader(DataLoader):
+    """Raises a worker's UserError as it was; torch would wrap it in the worker's traceback."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if "error" in batch:
+                self._iterator = None  # ends persistent workers with this loop, not whenever the loader is freed
+                raise UserError(batch["error"])
+            yield batch
+
+
 class AudioShards(L.LightningDataModule):
     """The batches of one stage. Its state is the position in the order of clips.
 
-    `seed` should differ between stages; `crop_seconds` trains on random crops, None on whole clips.
+    `seed` should differ between stages; `crop_seconds` trains on random crops, None on whole clips; bad clips are
+    listed in the file `quarantine`, which all ranks share.
     """
 
     def __init__(
-        self, data: DataConfig, audio: AudioConfig, seed: int, batch_size: int, crop_seconds: float | None = None
+        self,
+        data: DataConfig,
+        audio: AudioConfig,
+        seed: int,
+        batch_size: int,
+        crop_seconds: float | None = None,
+        quarantine: str | Path | None = None,
     ):
         super().__init__()
         if not data.train:
@@ -214,30 +225,38 @@ class AudioShards(L.LightningDataModule):
         self.seed = seed
         self.batch_size = batch_size
         self.num_samples = round((crop_seconds or audio.clip_seconds) * audio.sample_rate)
-        self.train = [ShardFolder(path) for path in data.train]
+        self.train = [data.open(path) for path in data.train]
+        for folder in self.train:
+            if not len(folder):
+                raise UserError(f"{folder.path}: holds no clips; take it out of data.train")
+        self.quarantine = Quarantine(self.train, data.max_bad_fraction, quarantine)
+        self.test_quarantine: Quarantine | None = None
         self.start = 0  # position of the next clip
+        self.batches = 0  # that were trained on before it
+
+    def stream(
+        self, folders: list[ShardFolder], quarantine: Quarantine, start: int | None, rank: int = 0, world_size: int = 1
+    ) -> ClipStream:
+        return ClipStream(
+            folders, self.audio, self.num_samples, self.seed, self.batch_size, start, rank, world_size,
+            self.data.weights, quarantine,
+        )  # fmt: skip
 
     def loader(self, stream: ClipStream) -> DataLoader:
         workers = self.data.num_workers
-        return DataLoader(
+        return ClipLoader(
             stream, stream.batch_size, num_workers=workers, collate_fn=collate, persistent_workers=workers > 0
         )
 
     def train_dataloader(self) -> DataLoader:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        stream = ClipStream(
-            self.train, self.audio, self.num_samples, self.seed, self.batch_size, self.start, rank, world_size
-        )
-        return self.loader(stream)
+        return self.loader(self.stream(self.train, self.quarantine, self.start, *self.rank_and_world_size()))
 
     def val_dataloader(self) -> DataLoader | list:
         if self.data.test is None:
             return []
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        folders = [ShardFolder(self.data.test)]
-        return self.loader(
-            ClipStream(folders, self.audio, self.num_samples, self.seed, self.batch_size, None, rank, world_size)
-        )
+        folders = [self.data.open(self.data.test)]
+        self.test_quarantine = Quarantine(folders, self.data.max_bad_fraction, self.quarantine.path)
+        return self.loader(self.stream(folders, self.test_quarantine, None, *self.rank_and_world_size()))
 
     def storage_order(self) -> DataLoader:
         """Every training clip once, in the order in which the shards hold them: what caching goes through.
@@ -251,12 +270,25 @@ class AudioShards(L.LightningDataModule):
                     f"{folder.path}: clips of up to {longest:.2f} s; {self.num_samples} samples are trained on; "
                     "cache_features needs whole clips, set it to false"
                 )
-        return self.loader(ClipStream(self.train, self.audio, self.num_samples, self.seed, self.batch_size, None))
+        return self.loader(self.stream(self.train, self.quarantine, None))
+
+    def bad_clips(self) -> list[str]:
+        """A line for each split of which clips were left out."""
+        quarantines = [self.quarantine, *([self.test_quarantine] if self.test_quarantine else [])]
+        return [line for line in (quarantine.summary() for quarantine in quarantines) if line]
+
+    def rank_and_world_size(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def state_dict(self) -> dict[str, Any]:
         assert self.trainer is not None
-        batches = self.trainer.fit_loop.batch_idx + 1
-        return {"position": batches * self.batch_size * self.trainer.world_size}
+        batches = self.trainer.fit_loop.batch_idx + 1  # counts on from a run that was resumed
+        since = (batches - self.batches) * self.batch_size * self.trainer.world_size
+        return {"position": self.start + since, "batches": batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The position is that of the order, whatever number of ranks took their share of it."""
+        _, world_size = self.rank_and_world_size()
         self.start = state_dict["position"]
+        # a state that does not count its batches is of as many ranks as there are now
+        self.batches = state_dict.get("batches", self.start // (self.batch_size * world_size))

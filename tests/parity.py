@@ -212,7 +212,6 @@ def front_end_rows() -> list[Row]:
 
 
 def main() -> int:
-    torch.set_num_threads(2)
     rows: list[Row] = []
     for measure in (front_end_rows, generation_rows, folder_rows, unet_rows):
         begin = time.perf_counter()

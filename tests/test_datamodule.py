@@ -2,14 +2,20 @@
 
 import itertools
 import json
+import os
 import shutil
+import signal
+import time
+from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from audioldm2_pl.audio import AudioConfig
-from audioldm2_pl.datamodule import AudioShards, ClipStream, DataConfig, ShardFolder, draw_crop, endless_order
+from audioldm2_pl.clip_order import endless_order, weighted_order
+from audioldm2_pl.datamodule import AudioShards, ClipStream, DataConfig, ShardFolder, draw_crop
 from audioldm2_pl.errors import UserError
 from data.shards import Clip, write_shards
 
@@ -90,6 +96,123 @@ def test_another_world_size_goes_on_with_the_same_order(shards, new_world_size):
     ]
     clips = [clip for ranks in (before, after) for step in zip(*ranks) for clip in step]
     assert len(clips) == 20 and all(same(a, b) for a, b in zip(straight, clips))
+
+
+def test_ranks_and_workers_share_out_an_epoch(shards):
+    all_keys = {key for shard in range(3) for key, _ in ShardFolder(shards / "train").clips(shard)}
+    data = AudioShards(DataConfig([str(shards / "train")], num_workers=3), AUDIO, 0, 2, 0.1)
+    loaders = [data.loader(stream(shards / "train", 0, rank, 2)) for rank in range(2)]
+    clips = [clip for rank in loaders for clip in flatten(take(rank, 3))]  # 2 ranks x 3 workers, a batch of 2 each
+    assert sorted(clip["key"] for clip in clips) == sorted(all_keys)
+
+
+@pytest.mark.parametrize("world_size, workers", [(1, 0), (1, 3), (2, 3), (3, 0)])
+def test_evaluation_reads_each_clip_once_over_ranks_and_workers(world_size, workers, shards):
+    config = DataConfig([str(shards / "train")], test=str(shards / "train"), num_workers=workers)
+    keys = []
+    for rank in range(world_size):
+        data = AudioShards(config, AUDIO, 0, 2)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)  # type: ignore[assignment]
+        keys += [clip["key"] for clip in flatten(data.val_dataloader())]
+    assert len(keys) == len(set(keys)) == NUM_CLIPS
+
+
+def test_whole_shards_are_skipped_by_count(shards, monkeypatch):
+    opened = []
+    table = ShardFolder.table
+    monkeypatch.setattr(ShardFolder, "table", lambda self, shard: opened.append(shard) or table(self, shard))
+    folder = ShardFolder(shards / "train")
+    planned = [clip[2] for clip in take(endless_order([folder], 0, 10**6 * NUM_CLIPS + 8), 4)]
+    take(stream(shards / "train", 10**6 * NUM_CLIPS + 8), 4)
+    assert opened == planned and len(set(opened)) == 1  # the third shard of the epoch alone
+
+
+def run_until_killed(data: AudioShards, world_size: int, log) -> None:
+    """All ranks' training loop, in a process of its own: a line a step, as {keys in the order's order, state}."""
+    loaders = []
+    for rank in range(world_size):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
+        loaders.append(iter(data.train_dataloader()))
+    for batch_idx, batches in enumerate(zip(*loaders), data.batches):
+        keys = [key for step in zip(*(batch["key"] for batch in batches)) for key in step]
+        data.trainer.fit_loop = SimpleNamespace(batch_idx=batch_idx)
+        log.write(json.dumps({"keys": keys, "state": data.state_dict()}) + "\n")
+        log.flush()
+        time.sleep(0.002)
+
+
+def killed_run(data: AudioShards, world_size: int, path, num_steps: int) -> list[dict]:
+    """The steps that a process had taken when it was killed, some time after its first `num_steps`."""
+    child = os.fork()
+    if child == 0:
+        try:
+            with path.open("w") as log:
+                run_until_killed(data, world_size, log)
+        finally:
+            os._exit(1)
+    steps: list[str] = []
+    while len(steps) < num_steps:
+        time.sleep(0.002)
+        steps = path.read_text().splitlines(keepends=True) if path.exists() else []
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+@pytest.mark.parametrize("weights", [[], [1.0, 3.0]])
+def test_ten_kills_at_random_steps_leave_the_order_as_it_was(weights, shards, corpus, tmp_path):
+    rng = np.random.default_rng(0)
+    config = DataConfig([str(shards / "train"), str(corpus)], weights=weights)
+    folders = [ShardFolder(shards / "train"), ShardFolder(corpus)]
+    state, found = None, []
+    for run in range(10):
+        world_size = int(rng.integers(1, 4))  # another number of ranks and workers each time
+        data = AudioShards(DataConfig(config.train, weights=weights, num_workers=2 * (run % 4 == 3)), AUDIO, 7, 2, 0.1)
+        if state:
+            data.load_state_dict(state)
+        steps = killed_run(data, world_size, tmp_path / f"{run}.jsonl", int(rng.integers(1, 6)))
+        found += [key for step in steps for key in step["keys"]]
+        state = steps[-1]["state"]
+        assert state["position"] == len(found)
+    order = weighted_order(folders, weights, 7, 0) if weights else endless_order(folders, 7, 0)
+    assert found == [folders[f].clips(s)[clip][0] for _, f, s, clip in take(order, len(found))]
+
+
+def test_state_counts_clips_whatever_the_number_of_ranks(shards):
+    data = AudioShards(DataConfig([str(shards / "train")]), AUDIO, seed=0, batch_size=2)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=3, fit_loop=SimpleNamespace(batch_idx=4))  # type: ignore[assignment]
+    state = data.state_dict()
+    assert state == {"position": 30, "batches": 5}
+    data.load_state_dict(state)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=4, fit_loop=SimpleNamespace(batch_idx=6))  # type: ignore[assignment]
+    assert data.state_dict() == {"position": 30 + 2 * 2 * 4, "batches": 7}
+
+
+def test_weights_set_the_folders_shares(shards, corpus):
+    folders = [ShardFolder(shards / "train"), ShardFolder(corpus)]  # 12 and 5 clips
+    places = take(weighted_order(folders, [1, 3], 0, 0), 17 * 40)
+    assert [place[0] for place in places] == list(range(len(places)))
+    drawn = Counter(place[1] for place in places)
+    assert drawn[0] == 4 * 40 and drawn[1] == 13 * 40  # an epoch of 17 clips, a quarter and three quarters
+    for f, num_clips in enumerate((12, 5)):  # each folder's turns go through its clips before any comes again
+        own = [place[2:] for place in places if place[1] == f]
+        assert all(len(set(own[i : i + num_clips])) == num_clips for i in range(0, len(own) - num_clips, num_clips))
+    epochs = [[place[1] for place in places[i : i + 17]] for i in (0, 17, 34)]
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert places != take(weighted_order(folders, [1, 3], 1, 0), 17 * 40)
+
+
+@pytest.mark.parametrize("start", [1, 16, 17, 18, 100, 500])
+def test_a_weighted_order_is_entered_at_any_position(start, shards, corpus):
+    folders = [ShardFolder(shards / "train"), ShardFolder(corpus)]
+    places = take(weighted_order(folders, [0.3, 0.7], 5, 0), start + 40)
+    assert take(weighted_order(folders, [0.3, 0.7], 5, start), 40) == places[start:]
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, 1.0, 1.0]])
+def test_a_weight_for_each_folder(weights):
+    with pytest.raises(UserError, match=r"data\.weights"):
+        DataConfig(["a", "b"], weights=weights)
 
 
 def test_order_differs_between_epochs_and_seeds(shards):

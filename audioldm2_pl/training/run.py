@@ -161,6 +161,7 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> N
         seed_of(experiment.seed, name, "data"),
         config.batch_size,
         config.crop_seconds,
+        quarantine=experiment.run_folder / "quarantine.jsonl",
     )
     ema = EMA(config.ema_decay) if config.ema_decay is not None and stage.averaged else None
     resumable = Resumable(checkpoint, config.save_every_batches)
@@ -184,6 +185,8 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> N
     report = {"seconds": resumable.elapsed(), "batches": config.batches, "peak_memory_gib": peak_memory_gib()}
     done.write_text(json.dumps({**report, "recipe": settings}, indent=2) + "\n")
     checkpoint.unlink(missing_ok=True)
+    for line in data.bad_clips():
+        print(f"{name}: {line}", flush=True)
     print(f"{name}: finished in {report['seconds']:.0f} s", flush=True)
     trainer.strategy.barrier()
 

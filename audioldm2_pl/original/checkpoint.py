@@ -1,0 +1,194 @@
+"""An original checkpoint, opened without running code, and the account of its tensors."""
+
+import argparse
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from audioldm2_pl.errors import UserError
+
+Weights = dict[str, Tensor]  # by the authors' names, those of one network without its prefix
+Moves = Iterator[tuple[str, str, Tensor]]  # the authors' name, the name here, the tensor
+
+# Where training scripts keep the weights: Lightning, AudioMAE, HiFi-GAN.
+WRAPPERS = ("state_dict", "model", "generator")
+
+# A network's prefix is what stands before this name. Several names: with weight norm taken off, or still on.
+ANCHORS: dict[str, tuple[str, ...]] = {
+    "unet": ("time_embed.0.weight",),
+    "vae": ("encoder.conv_in.weight",),
+    "vocoder": ("conv_pre.weight", "conv_pre.weight_v", "conv_pre.parametrizations.weight.original1"),
+    "gpt2": ("start_of_sequence_tokens.weight",),
+    "t5": ("encoder.block.0.layer.0.SelfAttention.q.weight",),
+    "phonemes": ("text_encoder.emb.weight",),
+    "clap": ("text_branch.embeddings.word_embeddings.weight",),
+    "audiomae": ("cls_token",),
+}
+
+# Left behind on purpose: what they are -> which names.
+IGNORED: dict[str, str] = {
+    "noise schedule, computed anew": r"(betas|alphas_cumprod\w*|sqrt_\w+|log_one_minus_\w+|posterior_\w+|lvlb_weights)",
+    "log-variance of the loss, never trained": r"(.*\.)?logvar",
+    "losses and discriminators": r"(first_stage_model\.)?loss\..*",
+    "CLAP's filters of its mel, computed anew": r".*(spectrogram_extractor|logmel_extractor|mel_transform)\..*",
+    "CLAP's heads for classification": r".*audio_branch\.(tscam_conv|head)\..*",
+    "CLAP's layers that give no embedding": r".*\b(text_transform|audio_transform)\..*",
+    "VITS's text encoder's last layer, which LOA does not use": r".*text_encoder\.proj\.(weight|bias)",
+    "masks of attention, computed anew": r".*(\.attn_mask|\.h\.\d+\.attn\.(bias|masked_bias))",
+}
+EMA = "EMA weights of the T-UNet, which --ema takes"
+
+
+def read_checkpoint(path: Path) -> tuple[Weights, list[str]]:
+    """The tensors of a .pth, .ckpt or .safetensors file, and the names of what else stands beside them.
+
+    Raises UserError for a file that is none, or that only running its code would open.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint file")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            # AudioMAE's file keeps its command line in a Namespace, which holds values and runs nothing.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|[Uu]nsupported (?:global|class)):? ([\w.]+)", str(error))
+        what = f" {found[1]}" if found else ""
+        raise UserError(
+            f"{path}: not weights alone, opening it would run code{what}; ask for a file that holds the state_dict only"
+        ) from None
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: not a checkpoint of torch or safetensors ({reason})") from None
+    others: list[str] = []
+    while isinstance(content, dict) and (inner := [k for k in WRAPPERS if isinstance(content.get(k), dict)]):
+        others += [str(name) for name in content if name != inner[0]]
+        content = content[inner[0]]
+    tensors = content if isinstance(content, dict) else {}
+    others += [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]
+    return {str(name): value for name, value in tensors.items() if isinstance(value, Tensor)}, others
+
+
+class Checkpoint:
+    """All tensors of a file: which were taken, which were left on purpose, which nobody knows."""
+
+    def __init__(self, path: Path, ema: bool = False):
+        self.path = path
+        self.tensors, others = read_checkpoint(path)
+        self.taken: set[str] = set()
+        self.ignored: dict[str, list[str]] = {"stands beside the weights": others} if others else {}
+        self.prefixes = {name: self.find(anchors) for name, anchors in ANCHORS.items()}
+        self.ema = self.use_ema() if ema else 0
+
+    def find(self, anchors: Iterable[str]) -> list[str]:
+        """The prefixes under which a network stands, the outermost first."""
+        ends = [key[: -len(anchor)] for key in self.tensors for anchor in anchors if ("." + key).endswith("." + anchor)]
+        return sorted(ends, key=lambda prefix: prefix.count("."))
+
+    def below(self, prefix: str) -> Weights:
+        """The tensors under a prefix, named without it."""
+        return {key.removeprefix(prefix): tensor for key, tensor in self.tensors.items() if key.startswith(prefix)}
+
+    def use_ema(self) -> int:
+        """Puts the averaged weights of the T-UNet in the place of the last ones; how many.
+
+        Their names are those below `model.`, without dots.
+        """
+        averaged = [key for key in self.tensors if key.startswith("model_ema.")]
+        if not averaged or not self.prefixes["unet"]:
+            raise UserError(f"{self.path}: has no EMA weights (model_ema.*); import it without --ema")
+        prefix = self.prefixes["unet"][0]
+        names = [key for key in self.tensors if key.startswith(prefix)]
+        sources = {key: "model_ema." + key.removeprefix("model.").replace(".", "") for key in names}
+        missing = [key for key, source in sources.items() if source not in self.tensors]
+        if missing:
+            raise UserError(f"{self.path}: no EMA weights of {listing(missing)}; import it without --ema")
+        for key, source in sources.items():
+            self.tensors[key] = self.tensors.pop(source)
+        return len(sources)
+
+    def convert(
+        self,
+        name: str,
+        build: Callable[[Weights], tuple[Any, Moves]],
+        optional: Callable[[str], bool] = lambda name: False,
+    ) -> Any:
+        """The network `name`, filled; its tensors count as taken, second copies of it as ignored.
+
+        Raises UserError where a tensor is missing, but for the `optional`, or has another shape than the network.
+        """
+        first, *further = self.prefixes[name]
+        try:
+            network, moves = build(self.below(first))
+            used = fill(network, moves, optional)
+        except UserError as error:
+            raise UserError(f"{self.path}: {name}: {error}") from None
+        except KeyError as error:
+            raise UserError(f"{self.path}: {name}: has no {error.args[0]}; a network of another kind") from None
+        self.taken |= {first + key for key in used}
+        for prefix in further:
+            copies = [key for key in used if prefix + key in self.tensors]
+            equal = [key for key in copies if torch.equal(self.tensors[prefix + key], self.tensors[first + key])]
+            same = f"second copy of {name}" if len(equal) == len(copies) else f"second {name}, with OTHER values"
+            self.ignored[f"{same}, under {prefix}"] = [prefix + key for key in copies]
+        return network
+
+    def unmatched(self) -> list[str]:
+        """Sorts what is left: names of `IGNORED` into `ignored`, the others are returned."""
+        passed = self.taken.union(*self.ignored.values())
+        rest = []
+        for key in self.tensors:
+            if key in passed:
+                continue
+            reason = next((why for why, pattern in IGNORED.items() if re.fullmatch(pattern, key)), None)
+            if key.startswith("model_ema."):
+                reason = "EMA's counters" if self.ema else EMA
+            if reason:
+                self.ignored.setdefault(reason, []).append(key)
+            else:
+                rest.append(key)
+        return rest
+
+
+def fill(network: nn.Module, moves: Moves, optional: Callable[[str], bool]) -> set[str]:
+    """Copies the tensors that have a place in the network; the authors' names of them.
+
+    Raises UserError where one has another shape, or one of the network's own is missing but for the `optional`.
+    """
+    own = network.state_dict()
+    found: Weights = {}
+    used: set[str] = set()
+    for old, name, tensor in moves:
+        if name not in own:
+            continue
+        if own[name].shape != tensor.shape:
+            sizes = f"{list(tensor.shape)}, not {list(own[name].shape)}"
+            raise UserError(f"{old} is {sizes}; a network of this kind is not known here")
+        found[name] = tensor
+        used.add(old)
+    missing = [name for name in own if name not in found and not optional(name)]
+    if missing:
+        raise UserError(f"nothing for {listing(missing)}; the file is cut short, or of a kind not known here")
+    network.load_state_dict(found, strict=False)
+    return used
+
+
+def listing(names: list[str], shown: int = 3) -> str:
+    """The first few names and how many more there are."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
+def count(weights: Weights, pattern: str) -> int:
+    """How many items a list of layers has: 1 + the highest number at the one group of `pattern`, 0 without any."""
+    numbers = [int(found[1]) for key in weights if (found := re.match(pattern, key))]
+    return max(numbers, default=-1) + 1

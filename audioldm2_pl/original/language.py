@@ -1,0 +1,61 @@
+"""What says LOA: the authors' `Sequence2AudioMAE` => GPT-2 and diffusers' `AudioLDM2ProjectionModel`."""
+
+import re
+
+from diffusers import AudioLDM2ProjectionModel  # pyright: ignore[reportPrivateImportUsage]
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from audioldm2_pl.original.checkpoint import Moves, Weights, count
+
+HEAD_CHANNELS = 64  # of one head of GPT-2
+
+POSITIONS = "learnable_positional_embedding"  # of phonemes, (1, D, L)
+# Tables of sequence marks, one row a condition. The authors' have 32 rows, two of which are used.
+MARKS = {"start_of_sequence_tokens.weight": "sos_embed", "end_of_sequence_tokens.weight": "eos_embed"}
+
+
+def build_gpt2(weights: Weights, num_loa_vectors: int) -> tuple[GPT2LMHeadModel, Moves]:
+    """GPT-2 with the authors' vocabulary. The causal masks that old versions of transformers stored have no place."""
+    vocabulary, width = weights["model.wte.weight"].shape
+    gpt2 = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocabulary,
+            n_embd=width,
+            n_positions=weights["model.wpe.weight"].shape[0],
+            n_layer=count(weights, r"model\.h\.(\d+)\."),
+            n_head=max(1, width // HEAD_CHANNELS),
+            bos_token_id=min(50256, vocabulary - 1),
+            eos_token_id=min(50256, vocabulary - 1),
+        )
+    )
+    gpt2.config.max_new_tokens = num_loa_vectors  # where the hub's pipeline looks for the length of LOA
+    moves = ((key, re.sub(r"^model\.", "transformer.", key), tensor) for key, tensor in weights.items())
+    return gpt2, moves
+
+
+def build_projection(weights: Weights) -> tuple[AudioLDM2ProjectionModel, Moves]:
+    """Two linear maps into GPT-2's width and the marks around each condition.
+
+    The positions that the phoneme encoder learns, POSITIONS, belong to the projection in diffusers.
+    """
+    first, second = (weights[f"input_sequence_embed_linear.{i}.weight"].shape for i in range(2))
+    positions = weights.get(POSITIONS)
+    projection = AudioLDM2ProjectionModel(
+        first[1],
+        second[1],
+        first[0],
+        use_learned_position_embedding=None if positions is None else True,
+        max_seq_length=None if positions is None else positions.shape[2],
+    )
+
+    def moves() -> Moves:
+        for key, tensor in weights.items():
+            if key in MARKS:
+                for i, suffix in enumerate(("", "_1")):
+                    yield key, MARKS[key] + suffix, tensor[i]
+            elif found := re.fullmatch(r"input_sequence_embed_linear\.([01])\.(\w+)", key):
+                yield key, f"projection{'_1' if found[1] == '1' else ''}.{found[2]}", tensor
+            elif key == POSITIONS:
+                yield key, key, tensor
+
+    return projection, moves()

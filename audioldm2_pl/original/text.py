@@ -1,0 +1,79 @@
+"""Text encoders: FLAN-T5, and for speech the authors' `PhonemeEncoder` => the text encoder of `VitsModel`."""
+
+import re
+
+from torch import Tensor
+from transformers import T5Config, T5EncoderModel, VitsModel
+
+from audioldm2_pl.original.checkpoint import Moves, Weights, count
+from audioldm2_pl.phonemes import PhonemeConfig, build_vits
+
+LAYERS = {
+    "attn_layers": "attention",
+    "norm_layers_1": "layer_norm",
+    "ffn_layers": "feed_forward",
+    "norm_layers_2": "final_layer_norm",
+}
+LEAVES = {
+    "conv_q": "q_proj",
+    "conv_k": "k_proj",
+    "conv_v": "v_proj",
+    "conv_o": "out_proj",
+    "gamma": "weight",
+    "beta": "bias",
+}
+
+
+def build_t5(weights: Weights) -> tuple[T5EncoderModel, Moves]:
+    """T5's encoder. The names are transformers' own already."""
+    vocabulary, width = weights["shared.weight"].shape
+    attention = "encoder.block.0.layer.0.SelfAttention"
+    buckets, heads = weights[f"{attention}.relative_attention_bias.weight"].shape
+    gated = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight" in weights
+    feed_forward = weights[f"encoder.block.0.layer.1.DenseReluDense.wi{'_0' if gated else ''}.weight"]
+    config = T5Config(
+        vocab_size=vocabulary,
+        d_model=width,
+        d_kv=weights[f"{attention}.q.weight"].shape[0] // heads,
+        d_ff=feed_forward.shape[0],
+        num_layers=count(weights, r"encoder\.block\.(\d+)\."),
+        num_heads=heads,
+        relative_attention_num_buckets=buckets,
+        feed_forward_proj="gated-gelu" if gated else "relu",
+    )
+    return T5EncoderModel(config), ((key, key, tensor) for key, tensor in weights.items())
+
+
+def rename_phonemes(key: str) -> str:
+    """`text_encoder.encoder.attn_layers.0.conv_q.weight` => `text_encoder.encoder.layers.0.attention.q_proj.weight`."""
+    key = key.replace("text_encoder.emb.", "text_encoder.embed_tokens.")
+    if found := re.fullmatch(r"text_encoder\.encoder\.(\w+)\.(\d+)\.(.+)", key):
+        leaves = ".".join(LEAVES.get(leaf, leaf) for leaf in found[3].split("."))
+        return f"text_encoder.encoder.layers.{found[2]}.{LAYERS.get(found[1], found[1])}.{leaves}"
+    return key
+
+
+def as_linear(key: str, tensor: Tensor) -> Tensor:
+    """The 1×1 convolutions of attention are linear layers in transformers."""
+    return tensor.squeeze(2) if re.search(r"\.conv_[qkvo]\.weight$", key) else tensor
+
+
+def build_phonemes(weights: Weights) -> tuple[VitsModel, Moves]:
+    """VITS of which only the text encoder has a use, and is in the file.
+
+    The learned positions stay behind: in diffusers they belong to the projection.
+    """
+    convolution = weights["text_encoder.encoder.ffn_layers.0.conv_1.weight"].shape
+    config = PhonemeConfig(
+        hidden_size=convolution[1],
+        num_layers=count(weights, r"text_encoder\.encoder\.attn_layers\.(\d+)\."),
+        ffn_dim=convolution[0],
+        kernel_size=convolution[2],
+    )
+    moves = ((key, rename_phonemes(key), as_linear(key, tensor)) for key, tensor in weights.items())
+    return build_vits(config), moves
+
+
+def is_used_phoneme(name: str) -> bool:
+    """Whether a tensor of VitsModel has a part in what the phoneme encoder gives."""
+    return name.startswith("text_encoder.") and ".project." not in name

@@ -1,0 +1,304 @@
+"""One split's shards as clips: where each clip's members lie, and what they decode to.
+
+Nothing is trusted. A tar's damaged headers are stepped over, members other than flac, wav, json, txt and npy are
+not looked at, nothing is unpickled, and a clip that cannot be had in full raises BadClip with a key and a reason.
+Damage within a FLAC shows in the checksums of its frames; a changed letter inside a caption shows only in the shard's
+sha256, which `python -m data.shards` compares.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import tarfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import soundfile
+
+from audioldm2_pl.errors import UserError
+from audioldm2_pl.remote_shards import RemoteFolder, is_remote
+
+SHARD_FORMAT = 1  # of index.json
+BLOCK = tarfile.BLOCKSIZE  # bytes that a tar counts in
+REFUSED = ("pickle", "pkl", "pyd", "pt", "pth")  # members that run code when they are loaded
+SOUNDS = ("flac", "wav")
+MEMBERS = (*SOUNDS, "json", "txt")  # and <name>.npy
+FORMATS = ("FLAC", "WAV", "WAVEX")  # libsndfile's names of what SOUNDS may hold
+TABLES_KEPT = 200_000  # clips whose places in the tars are remembered, about 60 MB
+
+Members = dict[str, tuple[int, int]]  # suffix -> (offset, size) in the tar
+Table = list[tuple[str | None, Members]]  # a shard's clips; key None stands for one that the tar has lost
+
+
+class BadClip(Exception):
+    """A clip that cannot be used. `reason` is a phrase to count by, details in brackets behind it."""
+
+    def __init__(self, key: str | None, reason: str):
+        super().__init__(f"clip {key or 'without a name'} cannot be read: {reason}")
+        self.key = key
+        self.reason = reason
+
+
+class ShardFolder:
+    """One split's shards: its index, and each clip by number. A URL's shards are read from copies (`RemoteFolder`)."""
+
+    def __init__(self, path: str | Path, remote: RemoteFolder | None = None):
+        if remote is None and is_remote(path):
+            remote = RemoteFolder(str(path))
+        self.remote = remote
+        self.path = str(path).rstrip("/") if remote else Path(path)
+        self.index = self.read_index()
+        self.counts = [shard["num_clips"] for shard in self.index["shards"]]
+        self.sample_rate: int | None = self.index.get("sample_rate")
+        self.longest_seconds: float = self.index.get("longest_seconds", float("inf"))
+        self.advice = "check the shards there" if remote else f"check the folder with python -m data.shards {self.path}"
+        self.tables: OrderedDict[int, Table] = OrderedDict()
+        self.opened: tuple[int, BinaryIO] | None = None  # the shard last read from
+
+    def read_index(self) -> dict[str, Any]:
+        place = f"{self.path}/index.json"
+        if self.remote:
+            content = self.remote.read("index.json")
+        elif Path(place).is_file():
+            content = Path(place).read_bytes()
+        else:
+            raise UserError(
+                f"{self.path}: no shards here (index.json is missing); write them with python -m data.<corpus>"
+            )
+        try:
+            index = json.loads(content)
+            version = index.get("format")
+            sound = version != SHARD_FORMAT or all(
+                re.fullmatch(r"\w[\w.-]*", shard["name"]) and isinstance(shard["num_clips"], int)
+                for shard in index["shards"]
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            sound, index, version = False, {}, None
+        if not sound:
+            raise UserError(f"{place}: not the index of a folder of shards; write the shards again")
+        if version != SHARD_FORMAT:
+            raise UserError(f"{place}: format {version!r}, this version reads {SHARD_FORMAT}; write it anew")
+        return index
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "opened": None}  # another process opens its own
+
+    def shard_path(self, shard: int) -> str:
+        return f"{self.path}/{self.index['shards'][shard]['name']}"
+
+    def open(self, shard: int) -> BinaryIO:
+        """The shard's bytes, to be read with `os.pread`, which moves no pointer that forked processes share."""
+        if self.opened is None or self.opened[0] != shard:
+            entry = self.index["shards"][shard]
+            try:
+                if self.remote:
+                    file = self.remote.open(entry["name"], entry.get("sha256", ""))
+                else:
+                    file = open(self.shard_path(shard), "rb", buffering=0)  # noqa: SIM115
+            except OSError as error:
+                raise UserError(f"{self.shard_path(shard)}: cannot be read ({error}); {self.advice}") from None
+            self.opened = (shard, file)
+        return self.opened[1]
+
+    def prefetch(self, shard: int) -> None:
+        """Starts to fetch a remote shard that will soon be wanted; a local one needs nothing."""
+        if self.remote:
+            entry = self.index["shards"][shard]
+            self.remote.prefetch(entry["name"], entry.get("sha256", ""))
+
+    def table(self, shard: int) -> Table:
+        """As many clips as index.json counts, those that damage has hidden at the end with key None.
+
+        Raises UserError where the tar is missing, holds more clips than that, or carries pickles.
+        """
+        if shard not in self.tables:
+            path, count = self.shard_path(shard), self.counts[shard]
+            file = self.open(shard)
+            try:
+                clips: Table = list(read_table(file, path).items())  # type: ignore[arg-type]
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read ({error}); {self.advice}") from None
+            whole = sum(missing(members) is None for _, members in clips)
+            if whole > count:
+                raise UserError(f"{path}: {whole} clips where index.json says {count}; {self.advice}")
+            if len(clips) > count:  # a name that damage has changed stands beside the clip's other member
+                clips = [clip for clip in clips if missing(clip[1]) is None]
+            self.tables[shard] = clips + [(None, {})] * (count - len(clips))
+            while sum(map(len, self.tables.values())) > TABLES_KEPT and len(self.tables) > 1:
+                self.tables.popitem(last=False)
+        return self.tables[shard]
+
+    def clips(self, shard: int) -> list[tuple[str, Members]]:
+        """A shard's clips: key, and where its members lie. Raises UserError unless all of them are whole."""
+        size = os.fstat(self.open(shard).fileno()).st_size
+        clips = [
+            (key, members)
+            for key, members in self.table(shard)
+            if key is not None and missing(members) is None and all(sum(place) <= size for place in members.values())
+        ]
+        if len(clips) != self.counts[shard]:
+            raise UserError(
+                f"{self.shard_path(shard)}: {len(clips)} clips where index.json says {self.counts[shard]}; "
+                f"{self.advice}"
+            )
+        return clips
+
+    def load(self, shard: int, clip: int) -> dict[str, Any]:
+        """One clip: {"key", "waveform" (T,) at its own rate, "sample_rate", and the JSON's fields}, or BadClip.
+
+        A txt member is the caption where the JSON has none; an npy member x.npy becomes the field x.
+        """
+        key, members = self.table(shard)[clip]
+        if key is None:
+            raise BadClip(None, "lost in a damaged or cut off tar")
+        lack = missing(members)
+        if lack is not None:
+            raise BadClip(key, lack)
+        descriptor = self.open(shard).fileno()
+        fields: dict[str, Any] = {}
+        for suffix, (offset, size) in sorted(members.items()):
+            if offset + size > os.fstat(descriptor).st_size:
+                raise BadClip(key, "cut off")
+            try:
+                fields |= decode(suffix, os.pread(descriptor, size, offset), self.longest_seconds)
+            except Exception as error:  # whatever a decoder raises on damaged bytes
+                detail = " ".join(str(error).split()) or type(error).__name__
+                raise BadClip(key, f"damaged {suffix} ({detail})") from None
+        if "txt" in members and "text" not in fields and "captions" not in fields:
+            fields["text"] = fields["txt"]
+        self.check(key, fields)
+        return {**fields, "key": key}
+
+    def check(self, key: str, fields: dict[str, Any]) -> None:
+        """BadClip where a decoded clip cannot be trained on."""
+        waveform, rate = fields["waveform"], fields["sample_rate"]
+        if self.sample_rate is not None and rate != self.sample_rate:
+            raise BadClip(key, f"wrong rate ({rate} Hz where index.json says {self.sample_rate})")
+        if len(waveform) == 0:
+            raise BadClip(key, "no samples")
+        if not np.isfinite(waveform).all():
+            raise BadClip(key, "NaN or infinite samples")
+        try:
+            captions_of(fields)
+        except ValueError as error:
+            raise BadClip(key, str(error)) from None
+
+    def read(self, shard: int, clip: int) -> dict[str, Any]:
+        """`load` for those who need every clip: a bad one is a UserError."""
+        try:
+            return self.load(shard, clip)
+        except BadClip as bad:
+            raise UserError(f"{self.shard_path(shard)}: {bad}; {self.advice}") from None
+
+
+def read_table(file: BinaryIO, path: str) -> dict[str, Members]:
+    """Key -> members, from the headers of an uncompressed tar. What is no valid header is stepped over block by block.
+
+    Raises UserError on a member that would have to be unpickled.
+    """
+    descriptor = file.fileno()
+    end = os.fstat(descriptor).st_size
+    clips: dict[str, Members] = {}
+    offset, long_name = 0, None
+    while offset + BLOCK <= end:
+        header = read_header(os.pread(descriptor, BLOCK, offset))
+        offset += BLOCK
+        if header is None:
+            long_name = None
+            continue
+        name, size, kind = header
+        if kind in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+            long_name = name_in(kind, os.pread(descriptor, min(size, 1 << 16), offset))
+        else:
+            key, _, suffix = (long_name or name).partition(".")
+            parts = suffix.lower().split(".")
+            if any(part in REFUSED for part in parts):
+                raise UserError(f"{path}: carries {key}.{suffix}, which could run code when read; leave this shard out")
+            if kind in tarfile.REGULAR_TYPES and (suffix in MEMBERS or parts[-1] == "npy"):
+                clips.setdefault(key, {})[suffix] = (offset, size)
+            long_name = None
+        offset += -(-size // BLOCK) * BLOCK
+    return clips
+
+
+def read_header(block: bytes) -> tuple[str, int, bytes] | None:
+    """Name, size and kind of the member whose ustar header this is; None if its checksum says that it is none.
+
+    `tarfile` takes four times as long for the same, and every worker reads the headers of every shard.
+    """
+    try:
+        if sum(block) - sum(block[148:156]) + 8 * ord(" ") != int(block[148:156].rstrip(b" \0"), 8):
+            return None
+        # a size that octal digits cannot hold is a number of 11 bytes behind a set bit
+        size = int.from_bytes(block[125:136], "big") if block[124] & 0x80 else int(block[124:136].rstrip(b" \0"), 8)
+    except ValueError:
+        return None
+    names = [block[:100]] if block[257:263] != b"ustar\0" else [block[345:500], block[:100]]
+    name = b"/".join(part for part in (name.partition(b"\0")[0] for name in names) if part)
+    return name.decode("utf-8", "replace"), size, block[156:157]
+
+
+def name_in(kind: bytes, content: bytes) -> str | None:
+    """The name that a header of its own gives to the next member, where that is longer than 100 bytes."""
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        return content.rstrip(b"\0").decode("utf-8", "replace")
+    found = re.search(rb"\d+ path=([^\n]*)\n", content)
+    return found[1].decode("utf-8", "replace") if found else None
+
+
+def missing(members: Members) -> str | None:
+    """What a clip lacks to be one, or None."""
+    if not any(suffix in members for suffix in SOUNDS):
+        return "no sound member"
+    return None if "json" in members or "txt" in members else "no json member"
+
+
+def captions_of(fields: dict[str, Any]) -> list[str]:
+    """The captions that are not blank; [""] for sound that has no caption field. ValueError where none is left."""
+    if "captions" not in fields and "text" not in fields:
+        return [""]
+    captions = fields.get("captions") or [fields.get("text", "")]
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise ValueError("caption that is no text")
+    captions = [caption for caption in captions if caption.strip()]
+    if not captions:
+        raise ValueError("empty caption")
+    return captions
+
+
+def decode(suffix: str, content: bytes, longest_seconds: float) -> dict[str, Any]:
+    """The fields that a member holds. Whatever a decoder raises means that the bytes are damaged."""
+    if suffix in SOUNDS:
+        return decode_sound(content, longest_seconds)
+    if suffix == "json":
+        return decode_json(content)
+    if suffix == "txt":
+        return {"txt": content.decode("utf-8").strip()}
+    return {suffix.rpartition(".")[0] or "npy": np.load(io.BytesIO(content), allow_pickle=False)}
+
+
+def decode_sound(content: bytes, longest_seconds: float) -> dict[str, Any]:
+    with soundfile.SoundFile(io.BytesIO(content)) as file:
+        if file.format not in FORMATS:
+            raise ValueError(f"holds {file.format}")
+        if file.frames > (longest_seconds + 0.001) * file.samplerate:  # the index rounds to milliseconds
+            raise ValueError(f"{file.frames / file.samplerate:.2f} s, longer than index.json says")
+        waveform = file.read(dtype="float32", always_2d=True)
+        if len(waveform) != file.frames:
+            raise ValueError(f"{len(waveform)} of {file.frames} samples")
+        return {"waveform": waveform[:, 0], "sample_rate": file.samplerate}
+
+
+def decode_json(content: bytes) -> dict[str, Any]:
+    fields = json.loads(content)
+    if not isinstance(fields, dict) or not isinstance(fields.get("transcript", ""), str):
+        raise ValueError("no fields of a clip")
+    return {name: value for name, value in fields.items() if name not in ("waveform", "sample_rate")}

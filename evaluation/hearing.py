@@ -1,0 +1,189 @@
+"""Which clips pair, and what a model hears in them.
+
+Generated clips, reference clips and captions pair by their name relative to their folder, without the suffix.
+
+Shapes: N clips, T samples, R rows, D embedding size, K classes.
+"""
+
+import csv
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+
+from audioldm2_pl.audio import fit_length
+from audioldm2_pl.errors import UserError
+
+from .embeddings import Backend
+from .fad import ClipFeatures
+from .protocols import AudioSettings, ModelSettings, Protocol
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+
+
+@dataclass
+class Pairs:
+    names: list[str]  # sorted
+    generated: list[Path]
+    reference: list[Path]  # empty without a reference folder
+    captions: list[list[str]]  # of each clip; empty without a captions file
+    missing: dict[str, list[str]]  # of generated, reference, captions: the names that others have
+
+
+@dataclass
+class Heard:
+    embeddings: ClipFeatures
+    logits: ClipFeatures | None  # a row a window
+
+
+def audio_files(folder: Path) -> dict[str, Path]:
+    """Relative name without suffix -> file, for the audio anywhere below `folder`."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of audio")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if name in files:
+                raise UserError(f"{folder}: {files[name].name} and {path.name} are one name; keep one of them")
+            files[name] = path
+    if not files:
+        raise UserError(f"{folder}: holds no audio ({', '.join(SUFFIXES)})")
+    return files
+
+
+def read_captions(path: Path) -> dict[str, list[str]]:
+    """Name -> captions, from a CSV with the columns filename and caption, one row a caption."""
+    captions: dict[str, list[str]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for row in csv.DictReader(file, strict=True):
+                if not row.get("filename") or not row.get("caption"):
+                    raise UserError(f"{path}: needs the columns filename and caption, filled in every row")
+                name = Path(row["filename"])
+                name = name.with_suffix("") if name.suffix.lower() in SUFFIXES else name
+                captions.setdefault(name.as_posix(), []).append(row["caption"].strip())
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as CSV ({error})") from None
+    if not captions:
+        raise UserError(f"{path}: holds no captions; needs the columns filename and caption")
+    return captions
+
+
+def pair_up(generated: Path, reference: Path | None, captions: Path | None, protocol: Protocol) -> Pairs:
+    """The clips that all sides have; UserError where that is less than the protocol's share of all names."""
+    sides: dict[str, dict[str, Any]] = {"generated": audio_files(generated)}
+    if reference:
+        sides["reference"] = audio_files(reference)
+    if captions:
+        sides["captions"] = read_captions(captions)
+    everything = sorted(set().union(*sides.values()))
+    names = [name for name in everything if all(name in side for side in sides.values())]
+    missing = {side: [name for name in everything if name not in have] for side, have in sides.items()}
+    if len(names) < max(1, protocol.min_paired * len(everything)):
+        side, lacks = max(missing.items(), key=lambda item: len(item[1]))
+        raise UserError(
+            f"only {len(names)} of {len(everything)} names are in {', '.join(sides)} alike, the protocol asks for "
+            f"{protocol.min_paired:.0%}; {side} lacks {len(lacks)}, first {lacks[0]!r}"
+        )
+    texts = [sides["captions"][name] for name in names] if captions else []
+    return Pairs(
+        names,
+        [sides["generated"][name] for name in names],
+        [sides["reference"][name] for name in names] if reference else [],
+        [text[:1] for text in texts] if protocol.captions == "first" else texts,
+        missing,
+    )
+
+
+def read_audio(path: Path) -> tuple[np.ndarray, int]:
+    """=> float32 (T, channels), Hz. UserError where the file is unreadable, empty or not finite."""
+    try:
+        waveform, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot be read as audio ({error})") from None
+    if not len(waveform) or not np.isfinite(waveform).all():
+        raise UserError(f"{path}: holds no finite samples; generate it again or leave it out")
+    return waveform, rate
+
+
+def prepare(path: Path, settings: AudioSettings, sample_rate: int, min_samples: int = 1) -> list[np.ndarray]:
+    """File => its windows in order at the model's `sample_rate`, float32 (T,), each of `min_samples` at least."""
+    channels, rate = read_audio(path)
+    waveform = channels[:, 0] if settings.channel == "first" else channels.mean(axis=1)
+    for target in (settings.load_rate, sample_rate):
+        if target and rate != target:
+            waveform, rate = soxr.resample(waveform, rate, target), target
+    if settings.remove_mean:
+        waveform = waveform - waveform.mean()
+    peak = np.abs(waveform).max() if len(waveform) else 0.0
+    if settings.peak_db is not None and peak > 0:
+        waveform = waveform * (10 ** (settings.peak_db / 20) / peak)
+    if settings.bits == 16:
+        waveform = (np.clip(waveform, -1, 1) * 32767).astype(np.int16) / 32767
+    if settings.clip_seconds:
+        waveform = fit_length(waveform, round(settings.clip_seconds * rate))
+    waveform = fit_length(waveform, max(len(waveform), round(settings.min_seconds * rate)))
+    pieces = [fit_length(piece, max(len(piece), min_samples)) for piece in windows(waveform, settings, rate)]
+    if not pieces:
+        raise UserError(f"{path}: shorter than {settings.min_window_seconds} s; the protocol hears nothing of it")
+    return [np.ascontiguousarray(piece, dtype=np.float32) for piece in pieces]
+
+
+def windows(waveform: np.ndarray, settings: AudioSettings, rate: int) -> Iterator[np.ndarray]:
+    """Windows of (T,) that begin every hop; none begins where the one before already reached the end."""
+    if not settings.window_seconds:
+        yield waveform
+        return
+    length = round(settings.window_seconds * rate)
+    hop = round((settings.hop_seconds or settings.window_seconds) * rate)
+    for begin in range(0, max(1, len(waveform) - (length - hop)), hop):
+        piece = waveform[begin : begin + length]
+        if len(piece) < length and len(piece) <= settings.min_window_seconds * rate:
+            continue
+        yield fit_length(piece, length) if settings.pad_window else piece
+
+
+def window_batches(
+    paths: list[Path], settings: ModelSettings, backend: Backend, batch_size: int, num_workers: int
+) -> Iterator[list[tuple[int, np.ndarray]]]:
+    """(clip, window) in order, in batches of windows of one length; reads ahead by a few clips only."""
+    load = partial(prepare, settings=settings.audio, sample_rate=backend.sample_rate, min_samples=backend.min_samples)
+    batch: list[tuple[int, np.ndarray]] = []
+    ahead = 4 * num_workers
+    with ThreadPoolExecutor(num_workers) as pool:
+        for begin in range(0, len(paths), ahead):
+            for clip, pieces in enumerate(pool.map(load, paths[begin : begin + ahead]), start=begin):
+                for piece in pieces:
+                    if batch and (len(batch) == batch_size or len(piece) != len(batch[0][1])):
+                        yield batch
+                        batch = []
+                    batch.append((clip, piece))
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def listen(
+    paths: list[Path], settings: ModelSettings, backend: Backend, batch_size: int = 8, num_workers: int = 4
+) -> Heard:
+    """What a model hears in files: embeddings in rows, logits in windows."""
+    rows, logits = [], []
+    row_counts, window_counts = np.zeros((2, len(paths)), dtype=int)
+    for batch in window_batches(paths, settings, backend, batch_size, num_workers):
+        heard, classes = backend.hear(torch.from_numpy(np.stack([piece for _, piece in batch])))
+        rows.append(heard.flatten(0, 1).float().cpu().numpy())
+        if classes is not None:
+            logits.append(classes.float().cpu().numpy())
+        for clip, _ in batch:
+            row_counts[clip] += heard.shape[1]
+            window_counts[clip] += 1
+    embeddings = ClipFeatures(np.concatenate(rows), row_counts)
+    return Heard(embeddings, ClipFeatures(np.concatenate(logits), window_counts) if logits else None)

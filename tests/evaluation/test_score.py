@@ -1,0 +1,220 @@
+"""Folders to results: pairing, reproducibility, comparison, and whether scores rank real degradations in order."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from audioldm2_pl.audio import AudioConfig
+from audioldm2_pl.errors import UserError
+from evaluation.__main__ import main
+from evaluation.compare import compare, read_result
+from evaluation.embeddings import BACKENDS
+from evaluation.hearing import audio_files, listen, pair_up, read_captions
+from evaluation.judge import Judge, JudgeConfig
+from evaluation.kl import kl_of_logits
+from evaluation.protocols import ModelSettings, Protocol, load_protocol
+from evaluation.score import ScoreOptions, score_folders, score_wer
+
+RATE = 16_000
+NUM_CLIPS = 12
+
+
+def write_clips(folder: Path, noise: float, seconds: float = 1.0) -> Path:
+    """12 tones under their own noise of the same seed; names in two folders."""
+    draw = np.random.default_rng(0)
+    for number in range(NUM_CLIPS):
+        time = np.arange(round(seconds * RATE)) / RATE
+        tone = 0.3 * np.sin(2 * np.pi * (200 + 150 * number) * time)
+        path = folder / f"{'ab'[number % 2]}" / f"{number:02}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, tone + noise * draw.normal(size=len(time)), RATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    config = JudgeConfig(AudioConfig(), classes=["bell", "rain", "dog"], channels=[4, 8], embedding_size=8)
+    Judge(config).save(folder / "report")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("audio")
+    return {name: write_clips(folder / name, noise) for name, noise in (("real", 0.0), ("near", 0.01), ("far", 0.3))}
+
+
+@pytest.fixture
+def options(weights) -> ScoreOptions:
+    return ScoreOptions(weights, resamples=40, batch_size=5)
+
+
+def test_names_pair_across_formats_and_orders(tmp_path, folders):
+    for path in sorted(folders["real"].rglob("*.wav"), reverse=True):
+        target = tmp_path / "flac" / path.relative_to(folders["real"]).with_suffix(".flac")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(target, soundfile.read(path)[0], RATE)
+    pairs = pair_up(folders["near"], tmp_path / "flac", None, Protocol())
+    assert pairs.names == sorted(pairs.names) and len(pairs.names) == NUM_CLIPS
+    assert [p.stem for p in pairs.generated] == [p.stem for p in pairs.reference]
+    assert pairs.missing == {"generated": [], "reference": []}
+
+
+def test_missing_names_are_errors_beyond_the_protocols_share(tmp_path, folders):
+    write_clips(tmp_path, 0.1)
+    (tmp_path / "a" / "00.wav").unlink()
+    with pytest.raises(UserError, match=r"only 11 of 12 names .* generated lacks 1, first 'a/00'"):
+        pair_up(tmp_path, folders["real"], None, Protocol())
+    pairs = pair_up(tmp_path, folders["real"], None, Protocol(min_paired=0.9))
+    assert pairs.missing == {"generated": ["a/00"], "reference": []} and "a/00" not in pairs.names
+    (tmp_path / "a" / "02.wav").rename(tmp_path / "a" / "shifted.wav")
+    with pytest.raises(UserError, match="only 10 of 13"):
+        pair_up(tmp_path, folders["real"], None, Protocol(min_paired=0.9))
+
+
+def test_folders_that_cannot_be_scored(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        audio_files(tmp_path / "none")
+    with pytest.raises(UserError, match="holds no audio"):
+        audio_files(tmp_path)
+    for suffix in ("wav", "flac"):
+        soundfile.write(tmp_path / f"a.{suffix}", np.zeros(10), RATE)
+    with pytest.raises(UserError, match="are one name"):
+        audio_files(tmp_path)
+
+
+def test_captions_of_a_clip_stay_together(tmp_path):
+    path = tmp_path / "captions.csv"
+    path.write_text('filename,caption\na/1.wav,"rain, then a bell"\nv1.5,a dog\na/1.wav,rain\n')
+    assert read_captions(path) == {"a/1": ["rain, then a bell", "rain"], "v1.5": ["a dog"]}
+    path.write_text("file,text\na,b\n")
+    with pytest.raises(UserError, match="columns filename and caption"):
+        read_captions(path)
+    path.write_text("filename,caption\n")
+    with pytest.raises(UserError, match="holds no captions"):
+        read_captions(path)
+
+
+def test_batches_do_not_change_what_is_heard(weights, folders, tmp_path):
+    """Windows of clips of unlike lengths land in their own clip, whatever the batch."""
+    paths = sorted(folders["near"].rglob("*.wav"))[:3]
+    for number, seconds in enumerate((2.5, 0.7)):
+        paths.insert(1, next(write_clips(tmp_path / str(number), 0.1, seconds).rglob("*.wav")))
+    settings = ModelSettings("judge", "report")
+    settings.audio.window_seconds = 1.0
+    backend = BACKENDS["judge"](weights / "report", "cpu")
+    together = listen(paths, settings, backend, batch_size=4)
+    assert together.logits and together.logits.counts.tolist() == [1, 1, 3, 1, 1]
+    for clip, path in enumerate(paths):
+        alone = listen([path], settings, backend, batch_size=1)
+        np.testing.assert_allclose(together.embeddings.take(np.array([clip])), alone.embeddings.rows, atol=1e-5)
+
+
+def test_result_says_what_it_is_of_and_comes_out_the_same_twice(folders, options):
+    results = []
+    for _ in range(2):
+        result, samples = score_folders(folders["near"], folders["real"], None, "judge", options)
+        assert result.pop("seconds") > 0
+        results.append((json.dumps(result), {name: array.tobytes() for name, array in samples.items()}))
+    assert results[0] == results[1]
+    result = json.loads(results[0][0])
+    assert result["protocol"] == "judge" and result["protocol_sha256"] == load_protocol("judge").digest
+    assert result["num_clips"] == NUM_CLIPS and result["sample_rates"] == {"generated": [RATE], "reference": [RATE]}
+    assert set(result["weights"]["judge"]) == {"report/judge.json", "report/judge.safetensors"}
+    assert result["versions"]["numpy"] == np.__version__
+    assert any("12 embeddings of 8 dimensions are few" in line for line in result["warnings"])
+    scores = result["scores"]
+    assert scores["kl"]["low"] < scores["kl"]["value"] < scores["kl"]["high"]
+    assert np.mean(list(scores["kl"]["per_clip"].values())) == pytest.approx(scores["kl"]["value"])
+    assert scores["fd"]["against_n"][-1] == [NUM_CLIPS, pytest.approx(scores["fd"]["value"])]
+
+
+def test_a_folder_against_itself(folders, options):
+    options.resamples = 0
+    result, _ = score_folders(folders["real"], folders["real"], None, "judge", options)
+    assert result["scores"]["fd"]["value"] == pytest.approx(0.0, abs=1e-9)
+    assert result["scores"]["kl"]["value"] == pytest.approx(0.0, abs=1e-12)
+    assert result["scores"]["kl"]["low"] is None and result["scores"]["fd"]["high"] is None
+
+
+def test_windows_as_samples_are_weighed_alike(folders, options, tmp_path):
+    (tmp_path / "windows.yaml").write_text(
+        "windows:\n  models: {j: {backend: judge, weights: report, audio: {window_seconds: 0.6, pad_window: false}}}\n"
+        "  scores: {kl: {kind: kl, model: j, sample: window, epsilon: 1.0e-6}}\n"
+    )
+    result, _ = score_folders(folders["far"], folders["real"], None, str(tmp_path / "windows.yaml"), options)
+    settings = ModelSettings("judge", "report")
+    settings.audio.window_seconds, settings.audio.pad_window = 0.6, False
+    backend = BACKENDS["judge"](options.weights / "report", "cpu")
+    sides = [listen(sorted(folders[name].rglob("*.wav")), settings, backend).logits for name in ("real", "far")]
+    assert sides[0] and sides[1]
+    expected = kl_of_logits(sides[0].rows, sides[1].rows, epsilon=1e-6).mean()
+    assert result["scores"]["kl"]["value"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_speech_is_scored_with_any_recogniser(folders, tmp_path, options):
+    lines = [f"{'ab'[n % 2]}/{n:02}.wav,number {n} is spoken" for n in range(NUM_CLIPS)]
+    (tmp_path / "transcripts.csv").write_text("\n".join(["filename,caption", *lines]))
+    pairs = pair_up(folders["near"], None, tmp_path / "transcripts.csv", Protocol())
+    score = score_wer(pairs, lambda paths: [f"number {int(path.stem)} was spoken" for path in paths], options)
+    assert score.interval.value == pytest.approx(0.25)
+
+
+def run(folders, weights, tmp_path, name: str, protocol: str = "judge") -> Path:
+    output = tmp_path / f"{name}.{Path(protocol).stem}.json"
+    arguments = [str(folders[name]), "--reference", str(folders["real"]), "--protocol", protocol, "--resamples", "40"]
+    assert main(["score", *arguments, "--weights", str(weights), "--output", str(output)]) == 0
+    return output
+
+
+def test_command_line_scores_and_compares(folders, weights, tmp_path, capsys):
+    near, far = (run(folders, weights, tmp_path, name) for name in ("near", "far"))
+    assert "95 % interval" in (printed := capsys.readouterr().out) and str(near) in printed
+    found = compare(read_result(far), read_result(near))
+    scores = [json.loads(path.read_text())["scores"] for path in (far, near)]
+    for name in ("fd", "kl", "is"):
+        assert found[name].value == pytest.approx(scores[0][name]["value"] - scores[1][name]["value"])
+    assert found["fd"].low > 0 and found["kl"].excludes_zero
+    assert main(["compare", str(far), str(near)]) == 0
+    assert "apart" in capsys.readouterr().out
+    assert main(["score", str(folders["near"]), "--protocol", "judge", "--weights", str(weights)]) == 2
+    assert "score fd of protocol judge needs --reference" in capsys.readouterr().err
+    arguments = ["score", str(folders["near"]), "--protocol", "judge", "--weights", str(weights)]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--output", "result.txt"])
+    assert "does not end in .json" in capsys.readouterr().err
+    assert main([*arguments, "--device", "tpu"]) == main([*arguments, "--batch-size", "0"]) == 2
+    assert "--device tpu: " in (error := capsys.readouterr().err) and "at least 1" in error
+    arguments = [str(folders["near"]), "--reference", str(folders["real"]), "--weights", str(tmp_path)]
+    assert main(["score", *arguments, "--protocol", "audiogen"]) == 2
+    assert "score clap of protocol audiogen needs --captions" in capsys.readouterr().err
+    assert main(["score", *arguments, "--protocol", "audiogen", "--captions", "captions.csv"]) == 2
+    assert "vggish-10086976.pth: not there; put https" in capsys.readouterr().err
+
+
+def test_unlike_results_are_not_compared(folders, weights, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(
+        "mine:\n  models: {judge: {backend: judge, weights: report}}\n"
+        "  scores: {kl: {kind: kl, model: judge, epsilon: 1.0e-6}}\n"
+    )
+    near, other = (run(folders, weights, tmp_path, "near", p) for p in ("judge", str(tmp_path / "mine.yaml")))
+    capsys.readouterr()
+    assert main(["compare", str(near), str(other)]) == 2
+    error = capsys.readouterr().err
+    assert "not comparable: protocol_settings" in error and "scores.kl.epsilon: 0.0 / 1e-06" in error
+    result, samples = read_result(near)
+    for change, message in (
+        ({"clips": result["clips"][1:]}, "1 clips are in one result only, first 'a/00'"),
+        ({"weights": {"judge": {"judge.json": "0"}}}, "weights: judge"),
+        ({"sha256": result["sha256"] | {"reference": "0"}}, r"sha256\.reference"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compare((result, samples), (result | change, samples))
+    with pytest.raises(UserError, match="no result"):
+        read_result(tmp_path / "none.json")
