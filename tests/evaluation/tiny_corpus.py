@@ -67,7 +67,7 @@ class PerfectModel:
     def set_sampler(self, name):
         pass
 
-    def generate(self, texts, seconds, seed, loa, steps, guidance_scale, eta):
+    def generate(self, texts, seconds, seed, loa, steps, guidance_scale, eta, unconditional, candidates):
         assert seconds == AUDIO.clip_seconds and len(seed) == len(texts)
         self.num_generated += len(texts)
         return torch.stack([self.clips[text] for text in texts]) if loa is None else loa
