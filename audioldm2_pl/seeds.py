@@ -1,9 +1,24 @@
 """Seeds that follow from what a draw is for."""
 
 import hashlib
+from collections.abc import Callable
+
+from torch import Tensor, distributed
 
 
 def seed_of(*parts: object) -> int:
     """A 63-bit seed out of any values: the same on every machine and in every process."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+def draw_rows(draw: Callable[[int], Tensor], batch_size: int) -> Tensor:
+    """Random rows, one a clip: `draw(n)` makes those of the whole global batch, and each rank keeps its own.
+
+    All ranks are seeded alike, so two processes with batches of 2 draw what one with batches of 4 does, and a run may
+    go on with another number of ranks.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return draw(batch_size)
+    world_size, rank = distributed.get_world_size(), distributed.get_rank()
+    return draw(batch_size * world_size)[rank::world_size]

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from audioldm2_pl.seeds import draw_rows
+
 
 @dataclass
 class AudioMAEConfig:
@@ -108,7 +110,7 @@ class AudioMAE(nn.Module):
         """The visible patches encoded: (B, 1 + kept, D), mask (B, P) with 1 = removed, order (B, P) to restore."""
         x = self.embed(fbank)
         num_kept = max(1, round(x.shape[1] * (1 - self.config.mask_ratio)))
-        shuffle = torch.rand(x.shape[:2], device=x.device).argsort(dim=1)
+        shuffle = draw_rows(lambda n: torch.rand(n, x.shape[1], device=x.device), len(x)).argsort(dim=1)
         restore = shuffle.argsort(dim=1)
         kept = shuffle[:, :num_kept].unsqueeze(-1).expand(-1, -1, x.shape[2])
         mask = (restore >= num_kept).float()

@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler, DDPMScheduler  # pyright: ignore[reportPriv
 from torch import Tensor
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.seeds import draw_rows
 
 # Name in the YAML -> diffusers' scheduler and what it is built with.
 SAMPLERS: dict[str, tuple[str, dict]] = {
@@ -91,17 +92,17 @@ def diffusion_target(config: DiffusionConfig, latent: Tensor, noise: Tensor, sha
 
 def diffusion_loss(config: DiffusionConfig, predict: Callable[[Tensor, Tensor], Tensor], latent: Tensor) -> Tensor:
     """Mean squared error at a random timestep of each clip (Equation 7). `predict(noisy latent, timestep)`."""
-    timestep = torch.randint(config.num_timesteps, (len(latent),), device=latent.device)
+    timestep = draw_rows(lambda n: torch.randint(config.num_timesteps, (n,), device=latent.device), len(latent))
     share = signal_shares(config).to(latent.device)[timestep]
-    noise = torch.randn(latent.shape, device=latent.device)
+    noise = draw_rows(lambda n: torch.randn(n, *latent.shape[1:], device=latent.device), len(latent))
     predicted = predict(q_sample(latent, noise, share), timestep)
     return F.mse_loss(predicted.float(), diffusion_target(config, latent, noise, share))
 
 
 def draw_dropped(config: DiffusionConfig, batch_size: int) -> Tensor:
     """(B,) bool: which clips of a batch are trained without their conditions."""
-    count = 1 if config.dropout_unit == "batch" else batch_size
-    return (torch.rand(count) < config.condition_dropout).expand(batch_size)
+    draws = torch.rand(1) if config.dropout_unit == "batch" else draw_rows(torch.rand, batch_size)
+    return (draws < config.condition_dropout).expand(batch_size)
 
 
 def guide(unconditional: Tensor, conditional: Tensor, guidance_scale: float) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from audioldm2_pl.checkpoints import ModelFolder
-from audioldm2_pl.config import ExperimentConfig, to_plain
+from audioldm2_pl.config import ExperimentConfig, TrainerConfig, to_plain
 from audioldm2_pl.datamodule import AudioShards
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.seeds import seed_of
@@ -29,6 +29,7 @@ from audioldm2_pl.training.clap import CLAPPretraining
 from audioldm2_pl.training.gpt2 import GPT2Finetuning
 from audioldm2_pl.training.joint import JointFinetuning
 from audioldm2_pl.training.ldm import LDMPretraining
+from audioldm2_pl.training.ranks import first_on_rank_zero, is_rank_zero, said_by_rank_zero, start_ranks
 from audioldm2_pl.training.stage import EMA, LossCurves, Resumable, Stage
 from audioldm2_pl.training.vae import VAETraining
 from audioldm2_pl.training.vocoder import VocoderTraining
@@ -72,10 +73,11 @@ def train(experiment: ExperimentConfig, only: str | None = None) -> None:
     if only is not None and only not in STAGES:
         raise UserError(f"--stage {only}: no such stage; there are {', '.join(STAGES)}")
     prepare_process(experiment)
+    start_ranks(experiment.trainer)
     started = time.perf_counter()
     folder = ModelFolder(experiment.model_folder, experiment.from_, experiment.start_from)
-    folder.take_given()
-    folder.take_pretrained(experiment.conditioners)
+    first_on_rank_zero(folder.take_given)
+    first_on_rank_zero(lambda: folder.take_pretrained(experiment.conditioners))
     stages = [only] if only else list(experiment.stages)
     for name in [name for name in stages if STAGE_GROUPS.get(name) in folder.given]:
         print(f"{name}: taken from {folder.given[STAGE_GROUPS[name]]}", flush=True)
@@ -88,7 +90,8 @@ def train(experiment: ExperimentConfig, only: str | None = None) -> None:
         for name in stages:
             run_stage(experiment, name, folder)
     finally:
-        add_seconds(experiment.run_folder / "seconds.json", time.perf_counter() - started)
+        if is_rank_zero():
+            add_seconds(experiment.run_folder / "seconds.json", time.perf_counter() - started)
 
 
 def prepare_process(experiment: ExperimentConfig) -> None:
@@ -144,7 +147,7 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> N
     """One stage from its start, or from where it was broken off, to its parts in the model folder."""
     done = experiment.run_folder / "stages" / f"{name}.json"
     settings = recipe(experiment, name)
-    if done.is_file():
+    if said_by_rank_zero(done.is_file()):
         same = json.loads(done.read_text())["recipe"] == settings
         print(
             f"{name}: finished" if same else f"{name}: finished with other settings; delete {done} to train it anew",
@@ -167,7 +170,7 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> N
     resumable = Resumable(checkpoint, config.save_every_batches)
     # the average first: what is saved after a batch has to hold that batch's average
     trainer = build_trainer(experiment, stage, [*([ema] if ema else []), resumable])
-    going_on = checkpoint.is_file()
+    going_on = said_by_rank_zero(checkpoint.is_file())
     print(
         f"{name}: {'goes on from ' + str(checkpoint) if going_on else 'starts'}, {config.batches} batches", flush=True
     )
@@ -199,6 +202,7 @@ def build_trainer(experiment: ExperimentConfig, stage: Stage, callbacks: list[L.
         accelerator=c.accelerator,
         devices=int(c.devices) if c.devices.isdigit() else c.devices,
         num_nodes=c.num_nodes,
+        strategy=strategy_of(c, manual),
         precision=c.precision,  # type: ignore[arg-type]
         max_epochs=1,
         limit_train_batches=config.batches,
@@ -219,6 +223,14 @@ def build_trainer(experiment: ExperimentConfig, stage: Stage, callbacks: list[L.
         use_distributed_sampler=False,
         default_root_dir=experiment.run_folder,
     )
+
+
+def strategy_of(config: TrainerConfig, manual: bool) -> str:
+    """Lightning's choice, but for adversarial stages in several processes: each of two losses reaches other weights."""
+    num_gpus = torch.cuda.device_count() if config.accelerator in ("auto", "gpu") else 0
+    num_devices = int(config.devices) if config.devices.isdigit() else num_gpus
+    several = num_devices > 1 or config.num_nodes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return "ddp_find_unused_parameters_true" if several and manual else "auto"
 
 
 def build_loggers(experiment: ExperimentConfig, stage: str) -> list:

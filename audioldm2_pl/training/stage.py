@@ -1,8 +1,9 @@
 """What all stages share: optimisers and their warm-up, named losses, seeds, EMA, checkpoints.
 
 Budgets are counted in batches: an "epoch" of the trainer is the stage's whole budget, and the batch index is
-the one clock. Every random draw of a batch follows from (seed, stage, batch index, rank), so a stage that was
-broken off and resumed goes through the same draws as one that was not.
+the one clock. Every random draw of a batch follows from (seed, stage, batch index), so a stage that was broken off
+and resumed goes through the same draws as one that was not. Ranks are seeded alike: what is drawn for each clip is
+drawn for the global batch (`seeds.draw_rows`), what is drawn once for a batch is the same on all.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ class Stage(L.LightningModule):
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        seed = seed_of(self.experiment.seed, self.name, batch_idx, self.global_rank)
+        seed = seed_of(self.experiment.seed, self.name, batch_idx)
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
@@ -172,7 +173,9 @@ class Stage(L.LightningModule):
 
     def log_terms(self, terms: dict[str, Tensor], batch_size: int, split: str = "train") -> None:
         values = {f"{split}/{name}": term.detach() for name, term in terms.items()}
-        self.log_dict(values, prog_bar=split == "train", batch_size=batch_size, sync_dist=split != "train")
+        # the mean of all ranks where it is written; in between each shows its own, which costs nothing
+        written = split != "train" or self.trainer.fit_loop.batch_idx % self.experiment.trainer.log_every_batches == 0
+        self.log_dict(values, prog_bar=split == "train", batch_size=batch_size, sync_dist=written)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         terms = self.losses(batch)

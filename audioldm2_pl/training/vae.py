@@ -26,7 +26,8 @@ from audioldm2_pl.models.discriminators import (
     hinge_generator_loss,
 )
 from audioldm2_pl.models.vae import build_vae, encode, measure_scaling_factor
-from audioldm2_pl.training.stage import OptimizerConfig, Stage, StageConfig, seed_of
+from audioldm2_pl.seeds import draw_rows, seed_of
+from audioldm2_pl.training.stage import OptimizerConfig, Stage, StageConfig
 
 
 @dataclass
@@ -69,7 +70,10 @@ class VAETraining(Stage):
         """waveform (B, T) => log-mel, its reconstruction from a posterior sample (both (B, 1, F, M)), posterior."""
         log_mel = self.log_mel(waveform)
         posterior = encode(self.vae, log_mel)
-        reconstruction = self.vae.decode(posterior.sample(), return_dict=False)[0].float()  # type: ignore[arg-type]
+        mean = posterior.mean
+        noise = draw_rows(lambda n: torch.randn(n, *mean.shape[1:], device=mean.device), len(mean))
+        latent = mean + posterior.std * noise.to(mean)
+        reconstruction = self.vae.decode(latent, return_dict=False)[0].float()  # type: ignore[arg-type]
         return log_mel, reconstruction, posterior
 
     def generator_terms(

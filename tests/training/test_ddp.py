@@ -1,0 +1,91 @@
+"""Several processes, really started by torchrun on this machine, over gloo."""
+
+import csv
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from audioldm2_pl.checkpoints import PARTS
+from audioldm2_pl.config import STAGE_NAMES
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def start(shards: Path, runs: Path, *overrides: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+    """`audioldm2 train smoke.yaml …`, in one process or under torchrun."""
+    command = [
+        sys.executable, *(("-m", "torch.distributed.run", *launcher) if launcher else ()), "-m", "audioldm2_pl.cli",
+        "train", str(ROOT / "experiments/smoke.yaml"), f"data.train=[{shards}/train]", "data.test=null",
+        f"runs={runs}", "trainer.progress_bar=false", "trainer.num_threads=1", *overrides,
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def losses(run: Path, stage: str) -> dict[tuple[int, str], float]:
+    with (run / "logs" / stage / "metrics.csv").open(newline="") as file:
+        return {(int(row["batch"]), row["name"]): float(row["value"]) for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(shards, tmp_path_factory) -> Path:
+    """All stages of smoke.yaml in two processes of batches of 2."""
+    runs = tmp_path_factory.mktemp("ddp")
+    launcher = ("--nproc_per_node", "2", "--master_port", str(free_port()))
+    finish(start(shards, runs, "trainer.devices=2", launcher=launcher))
+    return runs / "smoke"
+
+
+def test_two_processes_train_every_stage(two_ranks):
+    assert {path.stem for path in (two_ranks / "stages").glob("*.json")} == set(STAGE_NAMES)
+    assert {path.name for path in (two_ranks / "model").iterdir() if path.is_dir()} == set(PARTS)
+
+
+def test_two_processes_are_one_with_twice_the_batch(two_ranks, shards, tmp_path):
+    model = two_ranks / "model"
+    parts = ", ".join(f"{part}: {model}" for part in ("clap", "audiomae", "vae", "vocoder"))
+    finish(start(shards, tmp_path, f"from={{{parts}}}", "stages=[ldm]", "training.ldm.batch_size=4"))
+    alone, together = losses(tmp_path / "smoke", "ldm"), losses(two_ranks, "ldm")
+    assert set(alone) == set(together) and len(alone) == 4
+    assert max(abs(alone[key] - together[key]) for key in alone) < 1e-4
+    name = "unet/diffusion_pytorch_model.safetensors"
+    ours, theirs = load_file(tmp_path / "smoke/model" / name), load_file(model / name)
+    assert max(float((ours[key] - theirs[key]).abs().max()) for key in ours) < 1e-4
+    assert any(bool((value != 0).any()) for key, value in ours.items() if "conv_out" in key)
+
+
+def test_two_nodes(shards, tmp_path):
+    port = str(free_port())
+    nodes = [
+        start(
+            shards, tmp_path, "trainer.devices=1", "trainer.num_nodes=2", "stages=[audiomae,vae]",
+            launcher=("--nnodes", "2", "--nproc_per_node", "1", "--node_rank", rank,
+                      "--master_addr", "127.0.0.1", "--master_port", port),
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    output = [finish(node) for node in nodes]
+    assert "vae: finished" in output[0] and "vae: finished" not in output[1]
+    again = finish(start(shards, tmp_path, "stages=[audiomae,vae]"))
+    assert "audiomae: finished\n" in again and "vae: finished\n" in again
+    assert torch.isfinite(next(iter(load_file(tmp_path / "smoke/model/audiomae/model.safetensors").values()))).all()
