@@ -37,6 +37,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--candidates", type=int, default=1, help="clips tried per prompt; CLAP keeps one (%(default)s)"
     )
     generate.add_argument("--batch-size", type=int, default=16, help="clips made at once (%(default)s)")
+    generate.add_argument(
+        "--heads", choices=["folder", "official"], default="folder",
+        help="of the T-UNet: as its folder says, or 32 channels each as the authors trained (%(default)s)",
+    )  # fmt: skip
     generate.add_argument("--device", default="auto", help="cpu, cuda, mps (the best there is)")
     generate.set_defaults(run=run_generate)
 
@@ -103,7 +107,7 @@ def run_generate(args: argparse.Namespace) -> None:
     from audioldm2_pl.pipeline import AudioLDM2, check_prompts
 
     check_prompts([text for _, text in named])
-    model = AudioLDM2.from_pretrained(args.model, pick_device(args.device))
+    model = AudioLDM2.from_pretrained(args.model, pick_device(args.device), args.heads)
     if args.sampler:
         model.set_sampler(args.sampler)
     for start in range(0, len(named), args.batch_size):  # written batch by batch: what is done stays done

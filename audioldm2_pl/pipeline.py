@@ -5,6 +5,7 @@ Letters: B prompts, L vectors of LOA, D width, C × H × W latent, T samples.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from audioldm2_pl.errors import UserError
 from audioldm2_pl.models.condition import Condition
 from audioldm2_pl.models.diffusion import SAMPLERS, UNCONDITIONAL, guide, sample
 from audioldm2_pl.models.gpt2 import LOAGenerator
+from audioldm2_pl.models.unet import TUNetConfig, official_heads
 from audioldm2_pl.models.vae import latent_of, log_mel_of
 from audioldm2_pl.models.vocoder import vocode
 from audioldm2_pl.phonemes import PhonemeEncoder
@@ -50,9 +52,25 @@ class AudioLDM2:
         self.fbank = self.place(Fbank(self.audio))
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, device: str | torch.device = "cpu") -> AudioLDM2:
-        """Opens a model folder or a hub id. Raises UserError where a part is missing."""
-        return cls(ModelFolder(find_model(source)), device)
+    def from_pretrained(
+        cls, source: str | Path, device: str | torch.device = "cpu", heads: str = "folder"
+    ) -> AudioLDM2:
+        """Opens a model folder or a hub id. Raises UserError where a part is missing.
+
+        `heads="official"` gives the T-UNet 32 channels a head, as the authors trained it; the hub's folders say 8
+        heads at every level, and a warning tells.
+        """
+        model = cls(ModelFolder(find_model(source)), device)
+        config = model.unet.config
+        if heads == "official":
+            model.unet.set_heads(official_heads(config))
+        elif set(config.num_heads) == {8} and config.block_out_channels == TUNetConfig().block_out_channels:
+            warnings.warn(
+                f"{source}: its T-UNet has 8 heads at every level, but was trained with 32 channels a head if its "
+                'weights are the published ones; heads="official" (--heads official) sets that right',
+                stacklevel=2,
+            )
+        return model
 
     def place(self, network: Any) -> Any:
         return network.to(self.device).eval().requires_grad_(False)

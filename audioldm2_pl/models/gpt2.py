@@ -80,7 +80,7 @@ class LOAGenerator(nn.Module):
 
     def positions(self, mask: Tensor) -> Tensor:
         """(B, N) attention mask => each token's number among the real ones, or for speech among all."""
-        counted = torch.ones_like(mask) if self.projection.config.use_learned_position_embedding else mask
+        counted = torch.ones_like(mask) if self.projection.use_learned_position_embedding else mask
         return (counted.cumsum(1) - 1).clamp(min=0)
 
     def prefix(self, conditions: list[Condition]) -> Condition:

@@ -11,7 +11,7 @@ from audioldm2_pl.models.audiomae import pool_loa
 from audioldm2_pl.models.diffusion import diffusion_loss, draw_dropped
 from audioldm2_pl.models.gpt2 import LOAGenerator
 from audioldm2_pl.training.gpt2 import LOA_LOSSES, clap_features, loa_parts, prompt_conditions, take_words
-from audioldm2_pl.training.ldm import draw_latent, encode_audio, unet_conditions
+from audioldm2_pl.training.ldm import draw_latent, encode_audio, open_unet, unet_conditions
 from audioldm2_pl.training.stage import OptimizerConfig, Stage, StageConfig
 
 
@@ -36,7 +36,7 @@ class JointFinetuning(Stage):
 
     def __init__(self, experiment, folder):
         super().__init__(experiment, folder)
-        self.unet = folder.load("unet")
+        self.unet = open_unet(folder, experiment.unet.num_heads)
         self.loa_generator = LOAGenerator(folder.load("language_model"), folder.load("projection_model"))
         take_words(self)
         self.freeze(clap=folder.clap(), vae=folder.load("vae"), audiomae=folder.load("audiomae"))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from audioldm2_pl.audio import Fbank, LogMel
+from audioldm2_pl.checkpoints import ModelFolder
 from audioldm2_pl.conditioners import T5
 from audioldm2_pl.models.audiomae import pool_loa
 from audioldm2_pl.models.condition import Condition
@@ -61,13 +62,22 @@ def unet_conditions(loa: Tensor, texts: list[str], t5: T5 | None, dropped: Tenso
     return conditions
 
 
+def open_unet(folder: ModelFolder, num_heads: list[int]) -> TUNet:
+    """The model folder's T-UNet with the heads of the experiment, which a hub's folder may have wrong."""
+    unet: TUNet = folder.load("unet")
+    if list(unet.config.num_heads) != list(num_heads):
+        print(f"unet: its folder says {unet.config.num_heads} heads, the experiment {num_heads}, which are taken")
+        unet.set_heads(num_heads)
+    return unet
+
+
 class LDMPretraining(Stage):
     name = "ldm"
     averaged = ("unet",)
 
     def __init__(self, experiment, folder):
         super().__init__(experiment, folder)
-        self.unet = folder.start("unet") or TUNet(experiment.unet)
+        self.unet = open_unet(folder, experiment.unet.num_heads) if "unet" in folder.started else TUNet(experiment.unet)
         if experiment.is_speech:
             pass  # the T-UNet of speech reads LOA alone
         elif experiment.conditioners.t5.pretrained is None and not folder.is_given("t5"):

@@ -288,3 +288,19 @@ def test_conditions_join_select_and_repeat():
     assert both[[1, 2]].repeat(2).mask.sum(1).tolist() == [2, 2, 4, 4]
     half = both.to("cpu", torch.float16)
     assert half.embedding.dtype == torch.float16 and half.mask.dtype == torch.bool
+
+
+def test_other_heads_are_those_of_a_net_built_with_them():
+    config = SMALL["base"]
+    net = randomised(TUNet(config))
+    other = TUNet(replace(config, num_heads=[1, 1, 2])).eval()
+    other.load_state_dict(net.state_dict())
+    given = inputs(config)
+    with torch.no_grad():
+        before = net(**given)
+        net.set_heads([1, 1, 2])
+        assert torch.equal(net(**given), other(**given)) and not torch.allclose(before, net(**given), atol=1e-4)
+    assert to_hub_config(net.config)["attention_head_dim"] == [1, 1, 2]
+    with pytest.raises(UserError, match="heads"):
+        net.set_heads([5, 5, 5])
+    assert presets.official_heads(presets.base()) == [4, 8, 12, 20]
