@@ -10,13 +10,20 @@ from audioldm2_pl.errors import UserError
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="audioldm2", description="Train AudioLDM 2 and make sound with it.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (add_train, add_generate, add_describe, add_import):
+        add(commands)
+    return parser
 
+
+def add_train(commands: argparse._SubParsersAction) -> None:
     train = commands.add_parser("train", help="train the stages of an experiment, or go on with them")
     train.add_argument("experiment", type=Path, help="an experiment's YAML")
     train.add_argument("--stage", help="train this stage only")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="anything in the YAML, such as seed=1")
     train.set_defaults(run=run_train)
 
+
+def add_generate(commands: argparse._SubParsersAction) -> None:
     generate = commands.add_parser("generate", help="make sound from text")
     generate.add_argument("model", help="a model folder, or a hub id")
     generate.add_argument("prompts", nargs="*", metavar="TEXT", help="what to hear, one clip each")
@@ -44,12 +51,16 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--device", default="auto", help="cpu, cuda, mps (the best there is)")
     generate.set_defaults(run=run_generate)
 
+
+def add_describe(commands: argparse._SubParsersAction) -> None:
     describe = commands.add_parser("describe", help="show an experiment: settings, lengths, parameters, memory")
     describe.add_argument("experiment", type=Path, help="an experiment's YAML")
     describe.add_argument("overrides", nargs="*", metavar="key=value", help="anything in the YAML, such as seed=1")
     describe.add_argument("--diff", type=Path, metavar="OTHER.yaml", help="show only what differs from this experiment")
     describe.set_defaults(run=run_describe)
 
+
+def add_import(commands: argparse._SubParsersAction) -> None:
     convert = commands.add_parser("import", help="turn one of the authors' .pth or .ckpt files into a model folder")
     convert.add_argument("file", type=Path, help="the checkpoint: AudioLDM 2, AudioLDM 1, or AudioMAE alone")
     convert.add_argument("folder", type=Path, help="the model folder; parts that it has are kept, none is replaced")
@@ -68,7 +79,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="upsampling rates of a vocoder that is none of the published ones",
     )
     convert.set_defaults(run=run_import)
-    return parser
 
 
 def run_train(args: argparse.Namespace) -> None:

@@ -5,7 +5,6 @@ Generated clips, reference clips and captions pair by their name relative to the
 Shapes: N clips, T samples, R rows, D embedding size, K classes.
 """
 
-import csv
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import soxr
 import torch
 
@@ -23,9 +21,8 @@ from audioldm2_pl.errors import UserError
 
 from .embeddings import Backend
 from .fad import ClipFeatures
+from .folders import audio_files, read_audio, read_captions
 from .protocols import AudioSettings, ModelSettings, Protocol
-
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
 
 @dataclass
@@ -41,40 +38,6 @@ class Pairs:
 class Heard:
     embeddings: ClipFeatures
     logits: ClipFeatures | None  # a row a window
-
-
-def audio_files(folder: Path) -> dict[str, Path]:
-    """Relative name without suffix -> file, for the audio anywhere below `folder`."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of audio")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and path.is_file():
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if name in files:
-                raise UserError(f"{folder}: {files[name].name} and {path.name} are one name; keep one of them")
-            files[name] = path
-    if not files:
-        raise UserError(f"{folder}: holds no audio ({', '.join(SUFFIXES)})")
-    return files
-
-
-def read_captions(path: Path) -> dict[str, list[str]]:
-    """Name -> captions, from a CSV with the columns filename and caption, one row a caption."""
-    captions: dict[str, list[str]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            for row in csv.DictReader(file, strict=True):
-                if not row.get("filename") or not row.get("caption"):
-                    raise UserError(f"{path}: needs the columns filename and caption, filled in every row")
-                name = Path(row["filename"])
-                name = name.with_suffix("") if name.suffix.lower() in SUFFIXES else name
-                captions.setdefault(name.as_posix(), []).append(row["caption"].strip())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as CSV ({error})") from None
-    if not captions:
-        raise UserError(f"{path}: holds no captions; needs the columns filename and caption")
-    return captions
 
 
 def pair_up(generated: Path, reference: Path | None, captions: Path | None, protocol: Protocol) -> Pairs:
@@ -101,17 +64,6 @@ def pair_up(generated: Path, reference: Path | None, captions: Path | None, prot
         [text[:1] for text in texts] if protocol.captions == "first" else texts,
         missing,
     )
-
-
-def read_audio(path: Path) -> tuple[np.ndarray, int]:
-    """=> float32 (T, channels), Hz. UserError where the file is unreadable, empty or not finite."""
-    try:
-        waveform, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise UserError(f"{path}: cannot be read as audio ({error})") from None
-    if not len(waveform) or not np.isfinite(waveform).all():
-        raise UserError(f"{path}: holds no finite samples; generate it again or leave it out")
-    return waveform, rate
 
 
 def prepare(path: Path, settings: AudioSettings, sample_rate: int, min_samples: int = 1) -> list[np.ndarray]:

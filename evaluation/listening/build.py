@@ -7,11 +7,11 @@ from random import Random
 
 from audioldm2_pl.errors import UserError
 
-from ..hearing import audio_files, read_captions
+from ..folders import audio_files, read_audio, read_captions
 from .batches import CHECK, LOW_PASS, REAL, RESERVED, Batch, Item, ListeningTest, plan_batches, save_test
 from .page import render_page
 from .questions import QUESTIONS
-from .stimuli import ANCHOR_HZ, bad_example, beeps, flac, high_energy, low_pass, read_sound
+from .stimuli import ANCHOR_HZ, bad_example, beeps, flac, high_energy, low_pass
 
 
 @dataclass
@@ -90,7 +90,7 @@ def choose_clips(sounds: dict[str, dict[str, Path]], captions: Path | None, opti
 
 
 def anchor_strength(path: Path) -> float:
-    sound, sample_rate = read_sound(path)
+    sound, sample_rate = read_audio(path)
     if sample_rate <= 2 * ANCHOR_HZ:
         raise UserError(
             f"{path}: at {sample_rate} Hz it has nothing above {ANCHOR_HZ:.0f} Hz for the low-pass anchor to take; "
@@ -121,9 +121,9 @@ def item_sound(item: Item, sounds: dict[str, dict[str, Path]]) -> bytes:
         assert item.expected is not None
         return flac(*beeps(item.expected))
     if item.system == LOW_PASS:
-        sound, sample_rate = read_sound(sounds[REAL][item.clip])
+        sound, sample_rate = read_audio(sounds[REAL][item.clip])
         return flac(low_pass(sound, sample_rate), sample_rate)
-    return flac(*read_sound(sounds[item.system][item.clip]))
+    return flac(*read_audio(sounds[item.system][item.clip]))
 
 
 def example_sounds(batch: Batch, real: dict[str, Path], texts: dict[str, str], shows_text: bool) -> list[dict]:
@@ -132,7 +132,7 @@ def example_sounds(batch: Batch, real: dict[str, Path], texts: dict[str, str], s
     inside = {item.clip for item in batch.items}
     others = [clip for clip in sorted(texts) if clip not in inside]
     clip = (others or sorted(texts))[0]
-    sound, sample_rate = read_sound(real[clip])
+    sound, sample_rate = read_audio(real[clip])
     text = texts[clip] if shows_text else ""
     good = {"title": "A real recording: excellent quality", "text": text, "flac": flac(sound, sample_rate)}
     bad = {

@@ -1,30 +1,16 @@
 """The sounds of a listening test: clips as they are, their low-pass anchors, beeps to count, examples."""
 
 import io
-from pathlib import Path
 
 import numpy as np
 import soundfile
 from scipy.signal import butter, sosfiltfilt
-
-from audioldm2_pl.errors import UserError
 
 ANCHOR_HZ = 3_500.0  # ITU-R BS.1534: low-pass of the low-quality anchor
 BAD_HZ = 1_000.0  # the example of bad quality
 BAD_SNR_DB = 10.0  # the same
 BEEP_HZ, BEEP_SECONDS, BEEP_RATE = 880.0, 0.15, 16_000
 FILTER_ORDER = 8
-
-
-def read_sound(path: Path) -> tuple[np.ndarray, int]:
-    """=> float32 (T, channels) and the sample rate, nothing changed."""
-    try:
-        sound, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise UserError(f"{path}: cannot be read as audio ({error})") from None
-    if not len(sound) or not np.isfinite(sound).all():
-        raise UserError(f"{path}: holds no finite samples; leave it out")
-    return sound, sample_rate
 
 
 def low_pass(sound: np.ndarray, sample_rate: int, hz: float = ANCHOR_HZ) -> np.ndarray:

@@ -12,7 +12,8 @@ from scipy.signal import butter, sosfilt
 from audioldm2_pl.audio import AudioConfig, LogMel, fit_length, load_waveform
 from evaluation.embeddings import load_judge
 from evaluation.fad import distance_of_rows
-from evaluation.hearing import Heard, audio_files, listen
+from evaluation.folders import audio_files
+from evaluation.hearing import Heard, listen
 from evaluation.judge import Judge, JudgeConfig
 from evaluation.kl import kl_of_logits
 from evaluation.protocols import ModelSettings

@@ -13,7 +13,8 @@ from audioldm2_pl.errors import UserError
 from evaluation.__main__ import main
 from evaluation.compare import compare, read_result
 from evaluation.embeddings import BACKENDS
-from evaluation.hearing import audio_files, listen, pair_up, read_captions
+from evaluation.folders import audio_files, read_captions
+from evaluation.hearing import listen, pair_up
 from evaluation.judge import Judge, JudgeConfig
 from evaluation.kl import kl_of_logits
 from evaluation.protocols import ModelSettings, Protocol, load_protocol

@@ -10,11 +10,11 @@ from listening_material import RATE, TEXTS
 
 from audioldm2_pl.errors import UserError
 from evaluation.__main__ import main
-from evaluation.hearing import audio_files
+from evaluation.folders import audio_files, read_audio
 from evaluation.listening.batches import LOW_PASS, REAL
 from evaluation.listening.build import BuildOptions, build_test
 from evaluation.listening.questions import CHECK
-from evaluation.listening.stimuli import bad_example, beeps, high_energy, low_pass, read_sound
+from evaluation.listening.stimuli import bad_example, beeps, high_energy, low_pass
 
 
 def content_of(page: str) -> dict:
@@ -45,8 +45,8 @@ def test_pages_hold_the_very_clips_and_name_no_system(build, material, tmp_path)
                 assert np.abs(sound - beeps(item.expected)[0]).max() < 1e-4
                 continue
             assert shown["text"] == TEXTS[item.clip] and shown["questions"] == ["OVL", "REL"]
-            real, rate = read_sound(sounds["real"][item.clip])
-            wanted = low_pass(real, rate) if item.system == LOW_PASS else read_sound(sounds[item.system][item.clip])[0]
+            real, rate = read_audio(sounds["real"][item.clip])
+            wanted = low_pass(real, rate) if item.system == LOW_PASS else read_audio(sounds[item.system][item.clip])[0]
             assert np.abs(sound - wanted).max() < 1e-4
         assert "http" not in without_sound
 
@@ -126,7 +126,7 @@ def test_missing_and_doubtful_input_is_told(build, material, tmp_path):
         build()
     (tmp_path / "broken.wav").write_text("no sound")
     with pytest.raises(UserError, match="cannot be read"):
-        read_sound(tmp_path / "broken.wav")
+        read_audio(tmp_path / "broken.wav")
 
 
 def test_references_that_the_anchor_cannot_muffle_are_told(tmp_path):
