@@ -174,7 +174,8 @@ class Stage(L.LightningModule):
     def log_terms(self, terms: dict[str, Tensor], batch_size: int, split: str = "train") -> None:
         values = {f"{split}/{name}": term.detach() for name, term in terms.items()}
         # the mean of all ranks where it is written; in between each shows its own, which costs nothing
-        written = split != "train" or self.trainer.fit_loop.batch_idx % self.experiment.trainer.log_every_batches == 0
+        every = max(1, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        written = split != "train" or self.trainer.fit_loop.batch_idx % every == 0
         self.log_dict(values, prog_bar=split == "train", batch_size=batch_size, sync_dist=written)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
