@@ -33,7 +33,7 @@ parity: .venv/.ready
 	$(BIN)/python tests/parity.py
 
 test: .venv/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
