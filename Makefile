@@ -15,7 +15,7 @@ setup: .venv/.ready
 
 # Synthetic sounds -> all seven stages -> report: runs/demo/report/report.html
 demo: .venv/.ready
-	$(BIN)/python -m data.synthetic shards/synthetic --clips 4800 --captions 4 --test-clips 240 --judge-clips 1200
+	$(BIN)/python -m data.synthetic shards/synthetic --clips 2400 --test-clips 240 --judge-clips 1200
 	$(BIN)/audioldm2 train experiments/demo.yaml
 	$(BIN)/python -m evaluation report experiments/demo.yaml
 
@@ -25,7 +25,7 @@ SCORER ?= ../shared/tools/yamnet_score.py
 esc10: .venv/.ready
 	$(BIN)/python -m data.esc50 $(ESC10) shards/esc10
 	$(BIN)/audioldm2 train experiments/esc10.yaml
-	$(BIN)/audioldm2 generate runs/esc10/model --prompts experiments/esc10_prompts.txt --output runs/esc10/generated --seconds 5 --steps 50 --eta 0
+	$(BIN)/audioldm2 generate runs/esc10/model --prompts experiments/esc10_prompts.txt --output runs/esc10/generated --seconds 5 --steps 30 --guidance-scale 4.5 --eta 0
 	$(BIN)/python -m evaluation outside runs/esc10/generated $(ESC10)/audio --scorer $(SCORER) --output docs/results/esc10.json
 
 # Full-size networks beside diffusers' and transformers', same random weights: docs/results/parity.json (8 GiB, minutes)
