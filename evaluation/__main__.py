@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from audioldm2_pl.cli import parse_with_overrides
 from audioldm2_pl.errors import UserError
@@ -14,21 +15,7 @@ from .listening.commands import add_listen_parser
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    report = commands.add_parser(
-        "report",
-        help="generate audio for the held-out prompts, score it, write report.html and report.json",
-        description="Generates audio for the prompts of the test split with the trained model, "
-        "lets a judge that never met the generator classify it, and writes "
-        "runs/NAME/report/report.html and report.json. Audio that is already there is kept.",
-    )
-    report.add_argument("experiment", help="the experiment's YAML, e.g. experiments/demo.yaml")
-    report.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the YAML")
-    report.add_argument("--clips-per-class", type=int, default=10, help="one-event clips a class (default 10)")
-    report.add_argument("--order-clips", type=int, default=60, help="two-event clips (default 60)")
-    report.add_argument("--batch-size", type=int, default=10, help="clips at a time (default 10)")
-    report.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
-    report.add_argument("--fresh", action="store_true", help="train the judge and generate all audio anew")
-    report.set_defaults(run=run_report)
+    add_report_parser(commands)
     outside = commands.add_parser(
         "outside", help="score folders of classes with another program, beside noise and shuffles"
     )
@@ -42,6 +29,42 @@ def build_parser() -> argparse.ArgumentParser:
     add_score_parser(commands)
     add_listen_parser(commands)
     return parser
+
+
+def add_report_parser(commands: argparse._SubParsersAction) -> None:
+    report = commands.add_parser(
+        "report",
+        help="generate audio for the held-out prompts, score it, write it all into one page",
+        description="Without --protocol: generates audio for the prompts of one experiment's test split, lets a judge "
+        "that never met the generator classify it, and writes runs/NAME/report/report.html and report.json. With "
+        "--protocol: generates the test set with each experiment's model, scores it and lays the scores beside the "
+        "paper's tables. Audio that is already there is kept.",
+    )
+    report.add_argument("experiments", nargs="+", metavar="EXPERIMENT.yaml", help="and key=value, changes to them")
+    report.add_argument("--batch-size", type=int, default=10, help="clips at a time (default 10)")
+    report.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
+    report.add_argument("--fresh", action="store_true", help="train the judge and generate all audio anew")
+    report.set_defaults(run=run_report, overrides=[])
+    judged = report.add_argument_group("the judge's report")
+    judged.add_argument("--clips-per-class", type=int, help="one-event clips a class (default 10)")
+    judged.add_argument("--order-clips", type=int, help="two-event clips (default 60)")
+    scored = report.add_argument_group("the benchmark")
+    scored.add_argument("--protocol", help="a name in evaluation/protocols.yaml, or a YAML file of one")
+    scored.add_argument("--output", type=html_path, help="default runs/NAME/benchmark/report.html, of the first NAME")
+    scored.add_argument("--test-set", type=Path, metavar="SHARDS", help="default data.test of each experiment")
+    scored.add_argument("--clips", type=int, help="drawn at random from the test set (default all)")
+    scored.add_argument("--figures", metavar="NAME,NAME", help="guidance, reconstruction, tsne, continuation")
+    scored.add_argument("--figure-clips", type=int, help="that a figure is measured on (default 32)")
+    scored.add_argument("--labelled", type=Path, metavar="SHARDS", help="clips of the t-SNE (default the test set)")
+    scored.add_argument("--weights", type=Path, help="folder of the protocol's checkpoints (default weights)")
+    scored.add_argument("--download", action="store_true", default=None, help="fetch checkpoints that are missing")
+    scored.add_argument("--resamples", type=int, help="of Fréchet distances (default 200); means take 25 times as many")
+
+
+def html_path(text: str) -> Path:
+    if not text.endswith(".html"):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .html")
+    return Path(text)
 
 
 def json_path(text: str) -> Path:
@@ -73,14 +96,64 @@ def add_score_parser(commands: argparse._SubParsersAction) -> None:
     compare.set_defaults(run=run_compare)
 
 
+OF_JUDGE = ("clips_per_class", "order_clips")
+OF_BENCHMARK = (
+    "output",
+    "test_set",
+    "clips",
+    "figures",
+    "figure_clips",
+    "labelled",
+    "weights",
+    "download",
+    "resamples",
+)
+
+
 def run_report(options: argparse.Namespace) -> None:
     from audioldm2_pl.config import load_experiment
 
+    paths = [word for word in options.experiments if "=" not in word]
+    overrides = [word for word in options.experiments if "=" in word] + options.overrides
+    if not paths:
+        raise UserError("name an experiment's YAML, for example experiments/demo.yaml")
+    foreign, needs = (OF_JUDGE, "goes without") if options.protocol else (OF_BENCHMARK, "needs")
+    if given := [name for name in foreign if getattr(options, name) is not None]:
+        raise UserError(f"--{given[0].replace('_', '-')} {needs} --protocol")
+    if len(paths) > 1 and not options.protocol:
+        raise UserError(f"{len(paths)} experiments: they are compared under a protocol; give --protocol NAME")
+    experiments = [load_experiment(path, overrides) for path in paths]
+    (run_benchmark if options.protocol else run_judge)(experiments, options)
+
+
+def given_of(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the options that were given; the others keep their dataclass's default."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def run_judge(experiments: list[Any], options: argparse.Namespace) -> None:
     from .report import ReportOptions, write_report
 
-    fields = ("clips_per_class", "order_clips", "batch_size", "device", "fresh")
-    experiment = load_experiment(options.experiment, options.overrides)
-    write_report(experiment, ReportOptions(**{name: getattr(options, name) for name in fields}))
+    given = given_of(options, *OF_JUDGE, "batch_size", "device", "fresh")
+    write_report(experiments[0], ReportOptions(**given))
+
+
+def run_benchmark(experiments: list[Any], options: argparse.Namespace) -> None:
+    from audioldm2_pl.cli import pick_device
+
+    from .benchmark import write_benchmark
+    from .benchmark_audio import BenchmarkOptions
+    from .score import ScoreOptions
+
+    scoring = ScoreOptions(**given_of(options, "weights", "download", "resamples"), device=pick_device(options.device))
+    benchmark = BenchmarkOptions(
+        **given_of(options, "protocol", "test_set", "clips", "figure_clips", "labelled", "batch_size", "fresh"),
+        figures=options.figures.split(",") if options.figures else [],
+        device=options.device,
+        score=scoring,
+    )
+    output = options.output or experiments[0].run_folder / "benchmark" / "report.html"
+    write_benchmark(experiments, benchmark, output)
 
 
 def run_outside(options: argparse.Namespace) -> None:

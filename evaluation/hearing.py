@@ -5,10 +5,12 @@ Generated clips, reference clips and captions pair by their name relative to the
 Shapes: N clips, T samples, R rows, D embedding size, K classes.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -106,23 +108,33 @@ def windows(waveform: np.ndarray, settings: AudioSettings, rate: int) -> Iterato
 def window_batches(
     paths: list[Path], settings: ModelSettings, backend: Backend, batch_size: int, num_workers: int
 ) -> Iterator[list[tuple[int, np.ndarray]]]:
-    """(clip, window) in order, in batches of windows of one length; reads ahead by a few clips only."""
+    """(clip, window) in order, in batches of windows of one length."""
     load = partial(prepare, settings=settings.audio, sample_rate=backend.sample_rate, min_samples=backend.min_samples)
     batch: list[tuple[int, np.ndarray]] = []
-    ahead = 4 * num_workers
-    with ThreadPoolExecutor(num_workers) as pool:
-        for begin in range(0, len(paths), ahead):
-            for clip, pieces in enumerate(pool.map(load, paths[begin : begin + ahead]), start=begin):
-                for piece in pieces:
-                    if batch and (len(batch) == batch_size or len(piece) != len(batch[0][1])):
-                        yield batch
-                        batch = []
-                    batch.append((clip, piece))
+    for clip, pieces in enumerate(load_ahead(load, paths, num_workers)):
+        for piece in pieces:
+            if batch and (len(batch) == batch_size or len(piece) != len(batch[0][1])):
+                yield batch
+                batch = []
+            batch.append((clip, piece))
     if batch:
         yield batch
 
 
-@torch.no_grad()
+def load_ahead(
+    load: Callable[[Path], list[np.ndarray]], paths: list[Path], num_workers: int
+) -> Iterator[list[np.ndarray]]:
+    """load(path) of each path in order; threads stay a few files ahead, so that memory does not grow with the files."""
+    rest = iter(paths)
+    with ThreadPoolExecutor(num_workers) as pool:
+        waiting = deque(pool.submit(load, path) for path in islice(rest, 4 * num_workers))
+        while waiting:
+            pieces = waiting.popleft().result()
+            waiting.extend(pool.submit(load, path) for path in islice(rest, 1))
+            yield pieces
+
+
+@torch.inference_mode()
 def listen(
     paths: list[Path], settings: ModelSettings, backend: Backend, batch_size: int = 8, num_workers: int = 4
 ) -> Heard:

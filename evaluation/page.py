@@ -6,14 +6,15 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+import torch
 from omegaconf import OmegaConf
 
-from audioldm2_pl.audio import AudioConfig, LogMel
+from audioldm2_pl.audio import AudioConfig, LogMel, fit_length, load_waveform
 
 from .clips import LabelledClip
 from .pictures import log_mel_png, loss_chart
-from .scores import Verdict
-from .systems import SYSTEMS, read_audio
+from .systems import SYSTEMS
+from .verdicts import Verdict
 
 SYSTEM_NAMES = {
     "real": "Reference",
@@ -39,9 +40,9 @@ def render_page(
 ) -> str:
     """settings: the experiment as plain dicts; results: report.json's; folder: <system>/<key>.flac;
     curves: stage -> column -> points. => HTML"""
-    template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     missed = results["missed_targets"]
-    return template.substitute(
+    return fill_template(
+        "page.html",
         title=escape(str(settings["name"])),
         description=escape(str(settings.get("description") or "")),
         summary=summary(results),
@@ -57,6 +58,13 @@ def render_page(
         provenance=provenance_table(results),
         experiment=escape(OmegaConf.to_yaml(OmegaConf.create(settings))),
     )
+
+
+def fill_template(name: str, **parts: str) -> str:
+    """A page's HTML file beside this one, with the style that all pages share."""
+    folder = Path(__file__).parent
+    style = (folder / "page.css").read_text(encoding="utf-8")
+    return Template((folder / name).read_text(encoding="utf-8")).substitute(style=style, **parts)
 
 
 def table(header: list[str], rows: list[list[str]], css: str = "") -> str:
@@ -161,17 +169,26 @@ def examples(
 
 
 def example_cell(system: str, clip: LabelledClip, verdict: Verdict, folder: Path, audio: AudioConfig) -> str:
-    log_mel = LogMel(audio)(read_audio(folder, system, [clip], audio))[0, 0].numpy()  # (F, M)
-    picture = base64.b64encode(log_mel_png(log_mel)).decode()
-    sound = base64.b64encode((folder / system / f"{clip.key}.flac").read_bytes()).decode()
+    player = sound_player(folder / system / f"{clip.key}.flac", f"{clip.key}, {system}", audio)
     mark, css = ("✓", "hit") if verdict.right else ("✗", "miss")
     heard = escape(" → ".join(verdict.heard))
     return (
-        f'<div class="cell"><h4>{SYSTEM_NAMES[system]}</h4>'
-        f'<img alt="log-mel of {escape(clip.key)}, {system}" src="data:image/png;base64,{picture}">'
-        f'<audio controls preload="metadata" src="data:audio/flac;base64,{sound}"></audio>'
+        f'<div class="cell"><h4>{SYSTEM_NAMES[system]}</h4>{player}'
         f'<p class="verdict"><span class="{css}">{mark}</span> {heard} '
         f"<small>{100 * verdict.probability:.0f} %</small></p></div>"
+    )
+
+
+def sound_player(path: Path, name: str, audio: AudioConfig) -> str:
+    """A file's log-mel as a picture, and the file itself to listen to, both inside the page."""
+    waveform = load_waveform(path, audio.sample_rate)
+    waveform = fit_length(waveform, max(len(waveform), audio.num_fft))
+    log_mel = LogMel(audio)(torch.from_numpy(waveform)[None])[0, 0].numpy()  # (F, M)
+    picture = base64.b64encode(log_mel_png(log_mel)).decode()
+    sound = base64.b64encode(path.read_bytes()).decode()
+    return (
+        f'<img alt="log-mel of {escape(name)}" src="data:image/png;base64,{picture}">'
+        f'<audio controls preload="metadata" src="data:audio/flac;base64,{sound}"></audio>'
     )
 
 

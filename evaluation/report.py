@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from audioldm2_pl.cli import pick_device
 from audioldm2_pl.config import ExperimentConfig, to_plain
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.training.run import peak_memory_gib
@@ -18,8 +19,8 @@ from .clips import digest_of_index
 from .costs import cost_of_stages, describe_device, loss_curves
 from .judge import JudgeConfig, load_or_train_judge
 from .page import render_page
-from .scores import judge_clips, score_sound, score_verdicts
-from .systems import AudioFolder, digest_of_folder, select_clips
+from .systems import SYSTEMS, AudioFolder, digest_of_folder, select_clips, systems_of
+from .verdicts import judge_clips, score_sound, score_verdicts
 
 # What a sound demo reaches. `real` says whether the judge is to be believed at all, `shuffled_captions`
 # whether generations follow their captions at all: it is the floor, near chance.
@@ -63,14 +64,13 @@ def write_report(
     clips = select_clips(test, audio, options.clips_per_class, options.order_clips)
     judge_config = judge_config or JudgeConfig(audio, seed=experiment.seed)
     judge, judge_seconds = load_or_train_judge(judge_split, folder, judge_config)
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    sound = AudioFolder(folder / "audio", origin_of(experiment))
+    device = pick_device(options.device)
+    sound = AudioFolder(folder / "audio", origin_of(experiment, test))
     kept_seconds = judge_seconds + sound.seconds
-    if any(sound.missing(clips).values()):
+    if any(sound.missing(SYSTEMS, clips).values()):
         model = (load_model or load_pipeline)(model_folder, device)
-        sound.fill(model, clips, audio, options.batch_size)
+        model.set_sampler(experiment.diffusion.sampler)
+        sound.fill(systems_of(model, sound.origin), clips, audio.sample_rate, options.batch_size)
     verdicts = judge_clips(judge, clips, sound.folder, audio)
     results = {
         **score_verdicts(verdicts, judge.config.classes, experiment.seed),
@@ -104,11 +104,11 @@ def sampling_of(experiment: ExperimentConfig) -> dict[str, Any]:
     }
 
 
-def origin_of(experiment: ExperimentConfig) -> dict[str, Any]:
+def origin_of(experiment: ExperimentConfig, test: Path) -> dict[str, Any]:
     """All that decides the audio: with the same origin, an earlier report's audio is kept."""
     return {
         "model": digest_of_folder(model_folder_of(experiment)),
-        "test": digest_of_index(split_of(experiment, "test")),
+        "test": digest_of_index(test),
         "audio": to_plain(experiment.audio),
         "sampling": sampling_of(experiment),
         "seed": experiment.seed,

@@ -247,6 +247,7 @@ def check_options(options: ScoreOptions) -> None:
         raise UserError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
 
 
+@torch.inference_mode()
 def hear_all(pairs: Pairs, protocol: Protocol, name: str, backend: Backend, options: ScoreOptions) -> Material:
     hear = partial(
         listen,
@@ -260,7 +261,7 @@ def hear_all(pairs: Pairs, protocol: Protocol, name: str, backend: Backend, opti
     if "clap" in kinds and backend.embed_text and pairs.captions:
         captions = [caption for of_clip in pairs.captions for caption in of_clip]
         parts = [captions[i : i + options.batch_size] for i in range(0, len(captions), options.batch_size)]
-        texts = np.concatenate([backend.embed_text(part).detach().float().cpu().numpy() for part in parts])
+        texts = np.concatenate([backend.embed_text(part).float().cpu().numpy() for part in parts])
     reference = hear(pairs.reference) if pairs.reference and kinds & {"frechet", "kl"} else None
     return Material(pairs, hear(pairs.generated), reference, texts)
 

@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from audioldm2_pl.seeds import seed_of
 from .clips import LabelledClip, read_clips
 
 SYSTEMS = ("real", "reconstruction", "loa_to_audio", "text_to_audio")
+
+System = Callable[[list[LabelledClip], Tensor], Tensor]  # clips and their waveforms (B, T) => waveforms (B, T)
 
 
 def select_clips(split: Path, audio: AudioConfig, clips_per_class: int, order_clips: int) -> list[LabelledClip]:
@@ -45,23 +47,24 @@ def select_clips(split: Path, audio: AudioConfig, clips_per_class: int, order_cl
     return sorted(single, key=lambda clip: clip.names[0]) + ordered
 
 
-def systems_of(
-    model: Any, seed: int, sampling: dict[str, Any]
-) -> dict[str, Callable[[list[LabelledClip], Tensor], Tensor]]:
-    """system -> function of clips and their waveforms (B, T) that gives waveforms (B, T)"""
+def generate_clips(
+    model: Any, clips: list[LabelledClip], origin: dict[str, Any], loa: Tensor | None = None, **changes: Any
+) -> Tensor:
+    """The model's audio (B, T) for the clips' captions, by the origin's seed and sampling but for `changes`."""
+    # A seed a clip: its audio does not depend on which clips share its batch.
+    seeds = [seed_of(origin["seed"], "report", clip.key) for clip in clips]
+    seconds = len(clips[0].waveform) / model.sample_rate
+    sampling = {name: value for name, value in origin["sampling"].items() if name != "sampler"}
+    texts = [clip.text for clip in clips]
+    return model.generate(texts, seconds=seconds, seed=seeds, loa=loa, **{**sampling, **changes})
 
-    def generate(clips: list[LabelledClip], loa: Tensor | None = None) -> Tensor:
-        # A seed a clip: its audio does not depend on which clips share its batch.
-        seeds = [seed_of(seed, "report", clip.key) for clip in clips]
-        seconds = len(clips[0].waveform) / model.sample_rate
-        texts = [clip.text for clip in clips]
-        return model.generate(texts, seconds=seconds, seed=seeds, loa=loa, **sampling)
 
+def systems_of(model: Any, origin: dict[str, Any]) -> dict[str, System]:
     return {
         "real": lambda clips, waveform: waveform,
         "reconstruction": lambda clips, waveform: model.reconstruct(waveform),
-        "loa_to_audio": lambda clips, waveform: generate(clips, loa=model.loa_of(waveform)),
-        "text_to_audio": lambda clips, waveform: generate(clips),
+        "loa_to_audio": lambda clips, waveform: generate_clips(model, clips, origin, model.loa_of(waveform)),
+        "text_to_audio": lambda clips, waveform: generate_clips(model, clips, origin),
     }
 
 
@@ -75,38 +78,44 @@ class AudioFolder:
         self.folder = folder
         self.index = folder / "index.json"
         self.origin = origin
-        self.seconds = 0.0  # that earlier reports spent on what is kept
-        if self.index.is_file():
-            facts = json.loads(self.index.read_text())
-            if facts["origin"] == origin:
-                self.seconds = facts["seconds"]
-            else:
-                shutil.rmtree(folder)
+        self.seconds = 0.0  # spent on what is there, in earlier reports too
+        facts = json.loads(self.index.read_text()) if self.index.is_file() else {}
+        if facts.get("origin") == origin:
+            self.seconds = facts["seconds"]
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            self.write_index()
+
+    def write_index(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.index.write_text(json.dumps({"origin": self.origin, "seconds": self.seconds}, indent=2) + "\n")
 
     def path(self, system: str, clip: LabelledClip) -> Path:
         return self.folder / system / f"{clip.key}.flac"
 
-    def missing(self, clips: list[LabelledClip]) -> dict[str, list[LabelledClip]]:
-        return {s: [clip for clip in clips if not self.path(s, clip).is_file()] for s in SYSTEMS}
+    def missing(self, systems: Iterable[str], clips: list[LabelledClip]) -> dict[str, list[LabelledClip]]:
+        return {s: [clip for clip in clips if not self.path(s, clip).is_file()] for s in systems}
 
-    def fill(self, model: Any, clips: list[LabelledClip], audio: AudioConfig, batch_size: int) -> None:
+    def save(self, system: str, clip: LabelledClip, waveform: Tensor | np.ndarray, sample_rate: int) -> None:
+        """In one step: half a file is never taken for the clip."""
+        path = self.path(system, clip)
+        partial = path.with_name(f".{path.name}")
+        save_waveform(partial, waveform, sample_rate)
+        partial.replace(path)
+
+    def fill(self, systems: dict[str, System], clips: list[LabelledClip], sample_rate: int, batch_size: int) -> None:
         """Writes what is missing, batch by batch: an interrupted report goes on where it stopped."""
-        begin = time.perf_counter()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        sampling = {k: v for k, v in self.origin["sampling"].items() if k != "sampler"}
-        model.set_sampler(self.origin["sampling"]["sampler"])
-        functions = systems_of(model, self.origin["seed"], sampling)
-        for system, todo in self.missing(clips).items():
+        for system, todo in self.missing(systems, clips).items():
             for start in range(0, len(todo), batch_size):
+                begin = time.perf_counter()
                 batch = todo[start : start + batch_size]
                 waveform = torch.from_numpy(np.stack([clip.waveform for clip in batch]))  # (B, T)
                 with torch.no_grad():
-                    output = functions[system](batch, waveform)  # (B, T)
+                    output = systems[system](batch, waveform)  # (B, T)
                 for clip, samples in zip(batch, output):
-                    save_waveform(self.path(system, clip), samples, audio.sample_rate)
-                spent = self.seconds + time.perf_counter() - begin
-                facts = {"origin": self.origin, "seconds": spent}
-                self.index.write_text(json.dumps(facts, indent=2) + "\n")
+                    self.save(system, clip, samples, sample_rate)
+                self.seconds += time.perf_counter() - begin
+                self.write_index()
                 print(f"{system}: {start + len(batch)} of {len(todo)} clips", flush=True)
 
 

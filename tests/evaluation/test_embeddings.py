@@ -53,21 +53,25 @@ def random_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def clap_file(folder) -> Path:
+    return write_clap(folder / CLAP_FILE, fusion=False)
+
+
+def write_clap(path: Path, fusion: bool) -> Path:
     """LAION's layout: a training checkpoint whose names begin with "module.", numpy numbers beside; one text layer."""
     import transformers
 
     tokenizer = build_roberta_tokenizer(77)
-    tokenizer.save_pretrained(folder / "roberta-base")
+    tokenizer.save_pretrained(path.parent / "roberta-base")
     config = transformers.RobertaConfig(
         vocab_size=len(tokenizer), num_hidden_layers=1, max_position_embeddings=514, type_vocab_size=1
     )
     laion_clap = import_library("laion_clap")
     with without_hub(tokenizer, transformers.RobertaModel(config)):
-        module = laion_clap.CLAP_Module(enable_fusion=False, device="cpu", amodel="HTSAT-tiny")
+        module = laion_clap.CLAP_Module(enable_fusion=fusion, device="cpu", amodel="HTSAT-tiny")
     state = {f"module.{key}": value for key, value in module.model.state_dict().items()}
     state["module.text_branch.embeddings.position_ids"] = torch.arange(514)[None]
-    torch.save({"epoch": 15, "best_acc": np.float64(0.9), "state_dict": state}, folder / CLAP_FILE)
-    return folder / CLAP_FILE
+    torch.save({"epoch": 15, "best_acc": np.float64(0.9), "state_dict": state}, path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +228,20 @@ def test_clap_cuts_long_clips_alike_every_time(clap):
     torch.testing.assert_close(first[1:], again, rtol=0, atol=1e-6)
 
 
+@torch.no_grad()
+def test_clap_with_fusion_hears_all_of_a_long_clip_alike_every_time(clap_file):
+    """The checkpoint of `stable-audio`: three cuts, and the whole clip shrunk to the length of one."""
+    clap = BACKENDS["clap"](write_clap(clap_file.parent / "630k-audioset-fusion-best.pt", fusion=True), "cpu")
+    waveform = 0.1 * torch.randn(2, 960_000, generator=torch.Generator().manual_seed(0))
+    first, _ = clap.hear(waveform)
+    again, _ = clap.hear(waveform[1:])
+    torch.testing.assert_close(first[1:], again, rtol=0, atol=1e-6)
+    for second in (0, 10, 19):
+        changed = waveform[:1].clone()
+        changed[:, second * 48_000 : (second + 1) * 48_000] = 0
+        assert (clap.hear(changed)[0] - first[:1]).abs().max() > 1e-5, second
+
+
 def test_clap_refuses_a_tokenizer_that_does_not_fit(clap_file, tmp_path):
     """Without a network transformers makes up a RoBERTa tokenizer of five tokens; scores of it would mean nothing."""
     import transformers
@@ -245,7 +263,7 @@ def test_missing_weights_are_named_with_their_origin(tmp_path):
         find_weights(tmp_path, "mine.pt", download=True)
     with pytest.raises(UserError, match="no judge here"):
         BACKENDS["judge"](tmp_path, "cpu")
-    for protocol in ("audioldm2-paper", "audiogen", "stable-audio", "clean"):
+    for protocol in ("audioldm2-paper", "audiogen", "stable-audio", "clean", "embeddings"):
         assert all(model.weights in SOURCES for model in load_protocol(protocol).models.values())
 
 

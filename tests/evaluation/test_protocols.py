@@ -6,6 +6,7 @@ import soundfile
 from scipy.fft import rfft
 
 from audioldm2_pl.errors import UserError
+from evaluation.embeddings import BACKENDS
 from evaluation.hearing import prepare
 from evaluation.protocols import KINDS, AudioSettings, differences, load_protocol, protocol_names
 from evaluation.score import SCORES
@@ -30,6 +31,16 @@ def test_the_papers_protocol():
     assert (kl.activation, kl.epsilon, kl.direction) == ("softmax", 1e-6, "reference||generated")
     assert paper.models["passt"].audio.clip_seconds == 10 and paper.expected_clips[0] == 964
     assert paper.models["clap"].weights == "music_speech_audioset_epoch_15_esc_89.98.pt"
+
+
+def test_every_embedding_gives_a_frechet_distance():
+    scored = {
+        protocol.models[score.model].backend
+        for protocol in map(load_protocol, protocol_names())
+        for score in protocol.scores.values()
+        if score.kind == "frechet"
+    }
+    assert scored == set(BACKENDS)
 
 
 def test_what_does_not_decide_a_score_does_not_decide_the_hash(tmp_path):

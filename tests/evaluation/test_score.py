@@ -14,7 +14,7 @@ from evaluation.__main__ import main
 from evaluation.compare import compare, read_result
 from evaluation.embeddings import BACKENDS
 from evaluation.folders import audio_files, read_captions
-from evaluation.hearing import listen, pair_up
+from evaluation.hearing import listen, load_ahead, pair_up
 from evaluation.judge import Judge, JudgeConfig
 from evaluation.kl import kl_of_logits
 from evaluation.protocols import ModelSettings, Protocol, load_protocol
@@ -115,6 +115,18 @@ def test_batches_do_not_change_what_is_heard(weights, folders, tmp_path):
     for clip, path in enumerate(paths):
         alone = listen([path], settings, backend, batch_size=1)
         np.testing.assert_allclose(together.embeddings.take(np.array([clip])), alone.embeddings.rows, atol=1e-5)
+
+
+def test_files_are_read_in_order_and_only_a_few_ahead():
+    begun = []
+
+    def load(path: Path) -> list[np.ndarray]:
+        begun.append(path)
+        return [np.array([int(path.name)])]
+
+    for number, (piece,) in enumerate(load_ahead(load, [Path(str(n)) for n in range(100)], num_workers=2)):
+        assert piece[0] == number and number < len(begun) <= number + 1 + 4 * 2
+    assert len(begun) == 100
 
 
 def test_result_says_what_it_is_of_and_comes_out_the_same_twice(folders, options):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny_corpus import AUDIO
 
-from evaluation.scores import (
+from evaluation.systems import SYSTEMS
+from evaluation.verdicts import (
     Verdict,
     derangement,
     levels,
@@ -12,7 +13,6 @@ from evaluation.scores import (
     order_is_right,
     score_verdicts,
 )
-from evaluation.systems import SYSTEMS
 
 
 @pytest.mark.parametrize("num_items", [2, 3, 12, 50])

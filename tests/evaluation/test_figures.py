@@ -1,0 +1,143 @@
+import numpy as np
+import pytest
+import torch
+from test_benchmark import Model, options, weights  # noqa: F401  (fixtures)
+from tiny_corpus import AUDIO
+
+from audioldm2_pl.audio import Fbank, LogMel
+from audioldm2_pl.errors import UserError
+from audioldm2_pl.models.audiomae import AudioMAE, AudioMAEConfig
+from audioldm2_pl.models.condition import Condition
+from audioldm2_pl.models.gpt2 import GPT2Config, LOAGenerator, build_gpt2, build_projection
+from audioldm2_pl.models.vae import VAEConfig, build_vae
+from evaluation.benchmark import write_benchmark
+from evaluation.benchmark_audio import Bench
+from evaluation.figures import (
+    FIGURES,
+    GUIDANCE_SCALES,
+    beep,
+    continue_loa,
+    continued_loa,
+    embed,
+    labelled_clips,
+    neighbour_agreement,
+    neighbour_chance,
+)
+
+NUM_LOA = 8  # 4 × 8 patches, λ = 2
+
+
+def conditions_of(num_clips: int) -> list[Condition]:
+    draw = torch.Generator().manual_seed(3)
+    return [
+        Condition(torch.randn(num_clips, n, 6, generator=draw), torch.ones(num_clips, n, dtype=torch.bool))
+        for n in (1, 4)
+    ]
+
+
+class WholeModel(Model):
+    """The networks that figures read are real ones, small and untrained; only generation is made up."""
+
+    device, downsampling, audio = torch.device("cpu"), 2, AUDIO
+
+    def __init__(self, split):
+        super().__init__(split, 0.0)
+        torch.manual_seed(0)
+        config = AudioMAEConfig(num_frames=64, embed_dim=16, depth=2, num_heads=2, decoder_dim=16, decoder_depth=1,
+                                decoder_heads=2, pooling=2)  # fmt: skip
+        self.audiomae, self.fbank = AudioMAE(config).eval(), Fbank(AUDIO)
+        self.vae = build_vae(VAEConfig(block_out_channels=[8, 8], norm_num_groups=8, sample_size=64)).eval()
+        self.log_mel = LogMel(AUDIO)
+        small = GPT2Config(hidden_size=16, num_layers=2, num_heads=2, num_positions=64, dropout=0.0)
+        self.loa_generator = LOAGenerator(build_gpt2(small, NUM_LOA), build_projection([6, 6], small)).eval()
+        self.loas, self.scales = [], []
+
+    def encode_text(self, texts, transcripts=None):
+        assert transcripts is None
+        return conditions_of(len(texts))
+
+    def loa_of(self, waveform):
+        return self.audiomae.loa(self.fbank(waveform))
+
+    def generate(self, texts, seconds, seed, loa, steps, guidance_scale, **rest):
+        if loa is not None:
+            self.loas.append(loa)
+        self.scales.append(guidance_scale)
+        self.noise = 0.02 * guidance_scale
+        return super().generate(texts, seconds, seed, None, steps, guidance_scale, **rest)
+
+
+def test_all_figures_in_one_page(experiment, corpus, options, tmp_path):  # noqa: F811
+    model = WholeModel(corpus / "test")
+    options.figures, options.figure_clips, options.clips = list(FIGURES), 10, 12
+    results = write_benchmark([experiment], options, tmp_path / "page.html", lambda *_: model)
+    found = results["figures"]["tiny"]
+    assert list(found) == ["guidance", "reconstruction", "tsne", "continuation"]
+    assert set(GUIDANCE_SCALES) <= set(model.scales)
+    distances = [found["guidance"][f"{scale:g}"]["fd"]["value"] for scale in GUIDANCE_SCALES]
+    assert distances[0] < distances[-1]  # the model's noise grows with the scale
+    assert list(found["reconstruction"]) == ["λ = 1", "λ = 2", "λ = 4", "VAE + vocoder"]
+    assert [loa.shape[1] for loa in model.loas] == [32, 8, 2, NUM_LOA]
+    assert found["reconstruction"]["VAE + vocoder"]["fd"]["value"] < 0.01
+    assert found["tsne"]["num_clips"] == 20 and 0 <= found["tsne"]["neighbour_agreement"]["VAE"] <= 1
+    assert set(found["continuation"]) == {"Context and caption", "Caption alone"}
+    page = (tmp_path / "page.html").read_text()
+    assert all(f"(Fig. {number})" in page for number in (2, 3, 5, 8)) and "http" not in page
+
+    num_generated = model.num_generated
+    write_benchmark([experiment], options, tmp_path / "page.html", lambda *_: model)
+    assert model.num_generated == num_generated  # all of it was there
+
+
+def test_gpt2_goes_on_as_it_would_have():
+    """Given the first vectors of its own LOA, it says the same others."""
+    torch.manual_seed(1)
+    small = GPT2Config(hidden_size=16, num_layers=2, num_heads=2, num_positions=64, dropout=0.0)
+    generator = LOAGenerator(build_gpt2(small, NUM_LOA), build_projection([6, 6], small)).eval()
+    with torch.no_grad():
+        loa = generator.generate(conditions_of(3))
+        continued = continue_loa(generator, conditions_of(3), loa[:, :3], NUM_LOA)
+        other = continue_loa(generator, conditions_of(3), torch.randn(3, 3, 16), NUM_LOA)
+    torch.testing.assert_close(continued, loa, atol=1e-5, rtol=1e-4)
+    assert (other - loa)[:, 3:].abs().max() > 1e-4
+
+
+def test_a_continuation_knows_nothing_of_what_follows(experiment, corpus, options):  # noqa: F811
+    bench = Bench(experiment, options, lambda *_: WholeModel(corpus / "test"))
+    clips = labelled_clips(bench)[:2]
+    waveform = torch.from_numpy(np.stack([clip.waveform for clip in clips]))
+    changed = waveform.clone()
+    changed[:, waveform.shape[1] // 4 :] = 0.5
+    loa = continued_loa(bench, clips, waveform)
+    assert loa.shape == (2, NUM_LOA, 16)
+    assert torch.equal(loa, continued_loa(bench, clips, changed))
+    changed[:, :100] = 0.5
+    assert not torch.equal(loa, continued_loa(bench, clips, changed))
+
+
+def test_neighbours_of_a_class():
+    points = np.array([[0.0, 0], [0.1, 0], [5, 5], [5.1, 5], [0, 0.05]])
+    assert neighbour_agreement(points, ["a", "a", "b", "b", "b"]) == pytest.approx(3 / 5)
+    assert neighbour_agreement(points, ["a", "a", "b", "b", "a"]) == 1.0
+    assert neighbour_chance(["a", "a", "b", "b"]) == pytest.approx(1 / 3)
+
+
+def test_tsne_keeps_clusters_apart_and_repeats():
+    draw = np.random.default_rng(0)
+    points = np.concatenate([draw.normal(loc, 0.1, size=(15, 6)) for loc in (0, 5)])
+    places = embed(points)
+    assert places.shape == (30, 2) and np.array_equal(places, embed(points))
+    assert neighbour_agreement(places, ["a"] * 15 + ["b"] * 15) == 1.0
+
+
+def test_unlabelled_clips_give_no_cloud(experiment, corpus, options, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("evaluation.figures.read_clips", lambda split, audio: iter(()))
+    bench = Bench(experiment, options, lambda *_: WholeModel(corpus / "test"))
+    with pytest.raises(UserError, match="--labelled"):
+        labelled_clips(bench)
+
+
+def test_beep_is_short_and_one_kilohertz():
+    sound = beep(16_000)
+    assert sound.shape == (1, 2400) and sound.abs().max() == pytest.approx(0.2, abs=1e-3)
+    assert torch.fft.rfft(sound[0]).abs().argmax() == 150  # 1000 Hz · 0.15 s
