@@ -91,9 +91,9 @@ def save_waveform(path: str | Path, waveform: Tensor | np.ndarray, sample_rate: 
 def normalise(waveform: np.ndarray, peak: float | None) -> np.ndarray:
     """Takes the mean off a (T,) waveform and scales it to `peak`, as the authors' training data does."""
     waveform = waveform - waveform.mean()
-    if peak is None:
-        return waveform
-    return waveform * (peak / (np.abs(waveform).max() + 1e-8))
+    if peak is not None:
+        waveform *= peak / (max(waveform.max(), -waveform.min()) + 1e-8)
+    return waveform
 
 
 def fit_length(waveform: np.ndarray, num_samples: int, start: int = 0) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Shards in, batches out: {"waveform" (B, T), "text", "transcript", "key"}.
 
+Of encoded clips (see `encoded_shards`) "features", name -> (B, ...), stand in the waveform's place.
+
 The shard format. A split is a folder of uncompressed tars and an index.json:
 
     {"format": 1, "sample_rate": 16000, "num_clips": N, "seconds": S, "longest_seconds": l,
@@ -30,6 +32,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from audioldm2_pl.audio import AudioConfig, fit_length, normalise
 from audioldm2_pl.clip_order import Place, endless_order, storage_order, weighted_order
+from audioldm2_pl.encoded_shards import EncodedFolder, choose_caption, stack_features
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.quarantine import MAX_BAD_FRACTION, Quarantine
 from audioldm2_pl.remote_shards import CACHE_GIB, RemoteFolder, is_remote
@@ -49,6 +52,7 @@ class DataConfig:
     judge: str | None = None  # folder of the split that trains the report's judge
     num_workers: int = 0  # processes that decode; 0 decodes in the training process
     weights: list[float] = field(default_factory=list)  # of the train folders' draws; empty: each clip once an epoch
+    encoded: list[str] = field(default_factory=list)  # of each train folder its features, from python -m data.encode
     max_bad_fraction: float = MAX_BAD_FRACTION  # of the clips; training stops when more cannot be used
     cache: str | None = None  # local folder for shards from URLs; null makes one in the temporary directory
     cache_gib: float = CACHE_GIB  # what it may hold; two shards of each train folder at least
@@ -62,10 +66,17 @@ class DataConfig:
                 f"data.weights has {len(self.weights)} numbers for the {len(self.train)} folders of data.train; "
                 "give one above 0 for each"
             )
+        if self.encoded and len(self.encoded) != len(self.train):
+            raise UserError(
+                f"data.encoded has {len(self.encoded)} folders for the {len(self.train)} of data.train; "
+                "give one for each"
+            )
 
     def open(self, path: str) -> ShardFolder:
-        remote = RemoteFolder(path, self.cache, self.cache_gib, self.allow_pipe) if is_remote(path) else None
-        return ShardFolder(path, remote)
+        return ShardFolder(path, self.remote(path))
+
+    def remote(self, path: str) -> RemoteFolder | None:
+        return RemoteFolder(path, self.cache, self.cache_gib, self.allow_pipe) if is_remote(path) else None
 
 
 class ClipStream(IterableDataset):
@@ -74,7 +85,7 @@ class ClipStream(IterableDataset):
     In a worker a UserError becomes a last clip {"error": its line}: see `ClipLoader`.
     """
 
-    def __init__(self, folders: list[ShardFolder], audio: AudioConfig, num_samples: int, seed: int, batch_size: int,
+    def __init__(self, folders: Sequence[ShardFolder], audio: AudioConfig, num_samples: int, seed: int, batch_size: int,
                  start: int | None, rank: int = 0, world_size: int = 1,
                  weights: Sequence[float] = (), quarantine: Quarantine | None = None):  # fmt: skip
         self.folders = folders
@@ -154,19 +165,27 @@ class ClipStream(IterableDataset):
     def prepare(self, clip: dict[str, Any], position: int) -> dict[str, Any]:
         """Crop, resample, level and choose a caption; the draws follow from (seed, position)."""
         rng = np.random.default_rng((self.seed, position, 1))
-        waveform, rate = clip["waveform"], clip["sample_rate"]
+        if "features" not in clip:
+            sound = {"waveform": torch.from_numpy(self.cut(clip["waveform"], clip["sample_rate"], rng))}
+        captions = captions_of(clip)
+        caption = int(rng.integers(len(captions)))
+        if "features" in clip:
+            sound = {"features": choose_caption(clip["features"], caption)}
+        return {
+            **sound,
+            "text": captions[caption],
+            "transcript": clip.get("transcript", ""),
+            "key": clip["key"],
+        }
+
+    def cut(self, waveform: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
+        """(T,) at `rate` => (num_samples,) at the rate and level of the audio config."""
         wanted = round(self.num_samples * rate / self.audio.sample_rate)
         start = draw_crop(waveform, wanted, rng) if self.start is not None else 0
         waveform = fit_length(waveform, wanted, start)
         if rate != self.audio.sample_rate:
             waveform = fit_length(soxr.resample(waveform, rate, self.audio.sample_rate), self.num_samples)
-        captions = captions_of(clip)
-        return {
-            "waveform": torch.from_numpy(normalise(waveform, self.audio.peak)),
-            "text": captions[int(rng.integers(len(captions)))],
-            "transcript": clip.get("transcript", ""),
-            "key": clip["key"],
-        }
+        return normalise(waveform, self.audio.peak)
 
 
 def draw_crop(waveform: np.ndarray, num_samples: int, rng: np.random.Generator) -> int:
@@ -186,7 +205,10 @@ def collate(clips: list[dict[str, Any]]) -> dict[str, Any]:
     if "error" in clips[-1]:
         return clips[-1]
     batch: dict[str, Any] = {name: [clip[name] for clip in clips] for name in ("text", "transcript", "key")}
-    batch["waveform"] = torch.stack([clip["waveform"] for clip in clips])  # (B, T)
+    if "features" in clips[0]:
+        batch["features"] = stack_features([clip["features"] for clip in clips])
+    else:
+        batch["waveform"] = torch.stack([clip["waveform"] for clip in clips])  # (B, T)
     return batch
 
 
@@ -235,8 +257,9 @@ class AudioShards(L.LightningDataModule):
         self.batches = 0  # that were trained on before it
 
     def stream(
-        self, folders: list[ShardFolder], quarantine: Quarantine, start: int | None, rank: int = 0, world_size: int = 1
-    ) -> ClipStream:
+        self, folders: Sequence[ShardFolder], quarantine: Quarantine, start: int | None, rank: int = 0,
+        world_size: int = 1,
+    ) -> ClipStream:  # fmt: skip
         return ClipStream(
             folders, self.audio, self.num_samples, self.seed, self.batch_size, start, rank, world_size,
             self.data.weights, quarantine,
@@ -263,14 +286,36 @@ class AudioShards(L.LightningDataModule):
 
         Raises UserError where clips are longer than a training clip, since a cached crop would never change.
         """
+        self.check_whole("cache_features needs whole clips, set it to false")
+        return self.loader(self.stream(self.train, self.quarantine, None))
+
+    def check_whole(self, advice: str) -> None:
+        """UserError where clips are longer than a training clip."""
         for folder in self.train:
             longest = folder.index["longest_seconds"]
             if longest * self.audio.sample_rate > self.num_samples + 16:  # the index rounds to milliseconds
                 raise UserError(
                     f"{folder.path}: clips of up to {longest:.2f} s; {self.num_samples} samples are trained on; "
-                    "cache_features needs whole clips, set it to false"
+                    f"{advice}"
                 )
-        return self.loader(self.stream(self.train, self.quarantine, None))
+
+    def read_encoded(self, needed: Sequence[str], texts: Sequence[str], model: Path) -> None:
+        """From now on the features `needed`, and where stored those of `texts`, stand for the waveforms in training.
+
+        Raises UserError where `data.encoded` lacks a needed feature, or is not of these shards, this front end, or the
+        parts in the model folder.
+        """
+        self.check_whole("features are of whole clips, set data.encoded=[]")
+        if self.num_samples != self.audio.num_samples:
+            raise UserError("data.encoded: features are of whole clips; take crop_seconds out of the stage's recipe")
+        folders = [EncodedFolder(path, (*needed, *texts), self.data.remote(path)) for path in self.data.encoded]
+        for source, folder in zip(self.train, folders):
+            folder.check_source(source, self.audio)
+            folder.check_parts(model, needed)
+        if len({tuple(folder.features) for folder in folders}) > 1:
+            raise UserError("data.encoded: its folders hold different features; encode them with one experiment")
+        self.train = list(folders)
+        self.quarantine = Quarantine(self.train, self.data.max_bad_fraction, self.quarantine.path)
 
     def bad_clips(self) -> list[str]:
         """A line for each split of which clips were left out."""

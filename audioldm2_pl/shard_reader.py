@@ -3,7 +3,7 @@
 Nothing is trusted. A tar's damaged headers are stepped over, members other than flac, wav, json, txt and npy are
 not looked at, nothing is unpickled, and a clip that cannot be had in full raises BadClip with a key and a reason.
 Damage within a FLAC shows in the checksums of its frames; a changed letter inside a caption shows only in the shard's
-sha256, which `python -m data.shards` compares.
+sha256, which `python -m data.verify` compares.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class BadClip(Exception):
 class ShardFolder:
     """One split's shards: its index, and each clip by number. A URL's shards are read from copies (`RemoteFolder`)."""
 
+    made_by = "python -m data.<corpus>"
+
     def __init__(self, path: str | Path, remote: RemoteFolder | None = None):
         if remote is None and is_remote(path):
             remote = RemoteFolder(str(path))
@@ -56,7 +58,7 @@ class ShardFolder:
         self.counts = [shard["num_clips"] for shard in self.index["shards"]]
         self.sample_rate: int | None = self.index.get("sample_rate")
         self.longest_seconds: float = self.index.get("longest_seconds", float("inf"))
-        self.advice = "check the shards there" if remote else f"check the folder with python -m data.shards {self.path}"
+        self.advice = "check the shards there" if remote else f"check the folder with python -m data.verify {self.path}"
         self.tables: OrderedDict[int, Table] = OrderedDict()
         self.opened: tuple[int, BinaryIO] | None = None  # the shard last read from
 
@@ -67,9 +69,7 @@ class ShardFolder:
         elif Path(place).is_file():
             content = Path(place).read_bytes()
         else:
-            raise UserError(
-                f"{self.path}: no shards here (index.json is missing); write them with python -m data.<corpus>"
-            )
+            raise UserError(f"{self.path}: no shards here (index.json is missing); write them with {self.made_by}")
         try:
             index = json.loads(content)
             version = index.get("format")
@@ -126,11 +126,11 @@ class ShardFolder:
                 clips: Table = list(read_table(file, path).items())  # type: ignore[arg-type]
             except OSError as error:
                 raise UserError(f"{path}: cannot be read ({error}); {self.advice}") from None
-            whole = sum(missing(members) is None for _, members in clips)
+            whole = sum(self.lack(members) is None for _, members in clips)
             if whole > count:
                 raise UserError(f"{path}: {whole} clips where index.json says {count}; {self.advice}")
             if len(clips) > count:  # a name that damage has changed stands beside the clip's other member
-                clips = [clip for clip in clips if missing(clip[1]) is None]
+                clips = [clip for clip in clips if self.lack(clip[1]) is None]
             self.tables[shard] = clips + [(None, {})] * (count - len(clips))
             while sum(map(len, self.tables.values())) > TABLES_KEPT and len(self.tables) > 1:
                 self.tables.popitem(last=False)
@@ -142,7 +142,7 @@ class ShardFolder:
         clips = [
             (key, members)
             for key, members in self.table(shard)
-            if key is not None and missing(members) is None and all(sum(place) <= size for place in members.values())
+            if key is not None and self.lack(members) is None and all(sum(place) <= size for place in members.values())
         ]
         if len(clips) != self.counts[shard]:
             raise UserError(
@@ -156,26 +156,48 @@ class ShardFolder:
 
         A txt member is the caption where the JSON has none; an npy member x.npy becomes the field x.
         """
-        key, members = self.table(shard)[clip]
-        if key is None:
-            raise BadClip(None, "lost in a damaged or cut off tar")
-        lack = missing(members)
-        if lack is not None:
-            raise BadClip(key, lack)
-        descriptor = self.open(shard).fileno()
+        key, members = self.place(shard, clip)
         fields: dict[str, Any] = {}
-        for suffix, (offset, size) in sorted(members.items()):
-            if offset + size > os.fstat(descriptor).st_size:
-                raise BadClip(key, "cut off")
-            try:
-                fields |= decode(suffix, os.pread(descriptor, size, offset), self.longest_seconds)
-            except Exception as error:  # whatever a decoder raises on damaged bytes
-                detail = " ".join(str(error).split()) or type(error).__name__
-                raise BadClip(key, f"damaged {suffix} ({detail})") from None
+        for suffix in sorted(members):
+            fields |= self.fields(key, suffix, self.content(shard, key, members[suffix]))
         if "txt" in members and "text" not in fields and "captions" not in fields:
             fields["text"] = fields["txt"]
         self.check(key, fields)
         return {**fields, "key": key}
+
+    def lack(self, members: Members) -> str | None:
+        """What a clip lacks to be one, or None."""
+        return missing(members)
+
+    def place(self, shard: int, clip: int) -> tuple[str, Members]:
+        """A clip's key and where its members lie, or BadClip."""
+        key, members = self.table(shard)[clip]
+        if key is None:
+            raise BadClip(None, "lost in a damaged or cut off tar")
+        lack = self.lack(members)
+        if lack is not None:
+            raise BadClip(key, lack)
+        return key, members
+
+    def content(self, shard: int, key: str, place: tuple[int, int]) -> bytes:
+        """A member's bytes, or BadClip."""
+        offset, size = place
+        content = os.pread(self.open(shard).fileno(), size, offset)
+        if len(content) < size:
+            raise BadClip(key, "cut off")
+        return content
+
+    def fields(self, key: str, suffix: str, content: bytes) -> dict[str, Any]:
+        """What a member's bytes hold, or BadClip."""
+        try:
+            return self.decode(suffix, content)
+        except Exception as error:  # whatever a decoder raises on damaged bytes
+            said = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "it", str(error))  # an address differs from run to run
+            detail = " ".join(said.split()) or type(error).__name__
+            raise BadClip(key, f"damaged {suffix} ({detail})") from None
+
+    def decode(self, suffix: str, content: bytes) -> dict[str, Any]:
+        return decode(suffix, content, self.longest_seconds)
 
     def check(self, key: str, fields: dict[str, Any]) -> None:
         """BadClip where a decoded clip cannot be trained on."""
@@ -184,7 +206,8 @@ class ShardFolder:
             raise BadClip(key, f"wrong rate ({rate} Hz where index.json says {self.sample_rate})")
         if len(waveform) == 0:
             raise BadClip(key, "no samples")
-        if not np.isfinite(waveform).all():
+        # the product makes no copy; where it overflows the samples are looked at one by one
+        if not np.isfinite(np.dot(waveform, waveform)) and not np.isfinite(waveform).all():
             raise BadClip(key, "NaN or infinite samples")
         try:
             captions_of(fields)

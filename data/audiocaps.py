@@ -23,8 +23,9 @@ from pathlib import Path
 
 from audioldm2_pl.errors import UserError
 
+from .corpus import run_corpus
 from .leakage import add_exclude_option, guarded, read_ids, refused_ids
-from .shards import Clip, key_of, run_corpus
+from .shards import Clip, key_of
 from .sources import audio_files, fields, number, read_json, read_table, video_id, youtube_file
 
 SPLITS = ("train", "val", "test")

@@ -19,7 +19,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .shards import Clip, key_of, run_corpus
+from .corpus import run_corpus
+from .shards import Clip, key_of
 from .sources import read_table
 
 SPLITS = ("train", "val", "test")

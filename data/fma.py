@@ -1,6 +1,6 @@
 """Free Music Archive: 106,574 tracks of 161 genres (Defferrard et al., 2017).
 
-    python -m data.fma fma shards/fma --clips-per-shard 100
+    python -m data.fma fma shards/fma
 
 From github.com/mdeff/fma; metadata CC BY 4.0, a Creative Commons licence of its own for every track. SOURCE:
 
@@ -29,7 +29,8 @@ from typing import Any
 
 from audioldm2_pl.errors import UserError
 
-from .shards import Clip, key_of, run_corpus
+from .corpus import run_corpus
+from .shards import Clip, key_of
 from .sources import read_table
 
 SPLITS = ("train", "val", "test")

@@ -22,7 +22,8 @@ from pathlib import Path
 
 from audioldm2_pl.errors import UserError
 
-from .shards import Clip, key_of, run_corpus
+from .corpus import run_corpus
+from .shards import Clip, key_of
 
 SPLITS = ("train", "val", "test")
 HIFIGAN_LISTS = {"train": "training.txt", "val": "validation.txt"}

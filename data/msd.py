@@ -34,7 +34,8 @@ from typing import Any
 
 from audioldm2_pl.errors import UserError
 
-from .shards import Clip, key_of, run_corpus
+from .corpus import run_corpus
+from .shards import Clip, key_of
 from .sources import audio_files, fields, read_json
 
 SPLITS = ("train", "valid", "test")

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from audioldm2_pl.errors import UserError
 
-from .shards import Clip, key_of, run_corpus
+from .corpus import run_corpus
+from .shards import Clip, key_of
 from .sources import audio_files, number, read_table, youtube_file
 
 SPLITS = ("test",)

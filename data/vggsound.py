@@ -23,8 +23,9 @@ from pathlib import Path
 
 from audioldm2_pl.errors import UserError
 
+from .corpus import run_corpus
 from .leakage import add_exclude_option, guarded, refused_ids
-from .shards import Clip, key_of, run_corpus
+from .shards import Clip, key_of
 from .sources import audio_files, number, youtube_file
 
 SPLITS = ("train", "test")

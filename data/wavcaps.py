@@ -1,6 +1,6 @@
 """WavCaps: 403,050 recordings whose descriptions ChatGPT turned into captions (Mei et al., 2023).
 
-    python -m data.wavcaps WavCaps shards/wavcaps --clips-per-shard 100 \\
+    python -m data.wavcaps WavCaps shards/wavcaps \\
         --exclude WavCaps/json_files/blacklist/blacklist_exclude_test_ac.json musiccaps-public.csv
 
 From huggingface.co/datasets/cvssp/WavCaps, academic use only. SOURCE is that repository with its archives unpacked;
@@ -26,8 +26,9 @@ from pathlib import Path
 
 from audioldm2_pl.errors import UserError
 
+from .corpus import run_corpus
 from .leakage import add_exclude_option, guarded, refused_ids
-from .shards import Clip, key_of, run_corpus
+from .shards import Clip, key_of
 from .sources import audio_files, fields, read_json, video_id
 
 SPLITS = ("train",)

@@ -215,6 +215,11 @@ def test_a_weight_for_each_folder(weights):
         DataConfig(["a", "b"], weights=weights)
 
 
+def test_a_folder_of_features_for_each_train_folder():
+    with pytest.raises(UserError, match=r"data\.encoded has 1 folders for the 2"):
+        DataConfig(["a", "b"], encoded=["a.encoded"])
+
+
 def test_order_differs_between_epochs_and_seeds(shards):
     folders = [ShardFolder(shards / "train")]
 

@@ -7,7 +7,7 @@ import soundfile
 
 from audioldm2_pl.errors import UserError
 from data import audiocaps
-from data.shards import verify
+from data.verify import verify
 
 HEADER = "audiocap_id,youtube_id,start_time,caption\n"
 TRAIN = HEADER + '1,r1nicOVtvkQ,130,A woman talks\n2,UDGBjjwyaqE,20,"Clanging, clanking"\n3,7fmOlUlwoNg,20,Rattling\n'

@@ -8,7 +8,7 @@ import soundfile
 
 from audioldm2_pl.errors import UserError
 from data import audioset
-from data.shards import verify
+from data.verify import verify
 
 CLASSES = 'index,mid,display_name\n0,/m/09x0r,"Speech"\n1,/m/05zppz,"Male speech, man speaking"\n74,/m/0bt9lr,"Dog"\n'
 HEADER = (

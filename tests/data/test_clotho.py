@@ -6,7 +6,7 @@ import soundfile
 
 from audioldm2_pl.errors import UserError
 from data import clotho
-from data.shards import verify
+from data.verify import verify
 
 HEADER = "file_name,caption_1,caption_2,caption_3,caption_4,caption_5\n"
 NAMES = ("Radio Garble.wav", "Radio-Garble.wav", "caf\xe9.wav")

@@ -7,7 +7,7 @@ import soundfile
 
 from audioldm2_pl.errors import UserError
 from data import esc50
-from data.shards import verify
+from data.verify import verify
 
 
 def write_tone(path):

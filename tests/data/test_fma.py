@@ -6,7 +6,7 @@ import soundfile
 
 from audioldm2_pl.errors import UserError
 from data import fma
-from data.shards import verify
+from data.verify import verify
 
 # The first three rows of tracks.csv, of its 53 columns those that are read and a few of the others.
 TRACKS = """\

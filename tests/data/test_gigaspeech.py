@@ -7,7 +7,8 @@ import soundfile
 
 from audioldm2_pl.errors import UserError
 from data import gigaspeech
-from data.shards import read_clip, verify
+from data.shards import read_clip
+from data.verify import verify
 
 
 def segment(name, start, end, text, *subsets):

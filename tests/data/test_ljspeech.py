@@ -4,7 +4,7 @@ import pytest
 
 from audioldm2_pl.errors import UserError
 from data import ljspeech
-from data.shards import verify
+from data.verify import verify
 
 ROWS = 'LJ001-0001|Printing, in 1455|Printing, in fourteen fifty-five\nLJ001-0002|"Well|"Well\nLJ001-0003|a "b" c|\n'
 

@@ -7,7 +7,7 @@ import soundfile
 
 from audioldm2_pl.errors import UserError
 from data import msd
-from data.shards import verify
+from data.verify import verify
 
 SUN, RAIN, SNOW = "TRIHXPZ128F1466744", "TRJGULQ128F423BCBE", "TRMEIPE128F92DF32A"
 SONGS = {

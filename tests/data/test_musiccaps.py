@@ -6,7 +6,7 @@ import soundfile
 
 from audioldm2_pl.errors import UserError
 from data import musiccaps
-from data.shards import verify
+from data.verify import verify
 
 HEADER = (
     "ytid,start_s,end_s,audioset_positive_labels,aspect_list,caption,author_id,is_balanced_subset,is_audioset_eval\n"

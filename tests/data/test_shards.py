@@ -8,7 +8,8 @@ import soundfile
 
 from audioldm2_pl.errors import UserError
 from data import shards
-from data.shards import Clip, key_of, verify, write_shards
+from data.shards import Clip, key_of, write_shards
+from data.verify import verify
 
 RATE = 16_000
 
@@ -21,7 +22,7 @@ def some_clips(num_clips=5, num_samples=1600):
 
 
 def test_round_trip(tmp_path):
-    index = write_shards(some_clips(), tmp_path / "train", RATE, clips_per_shard=2)
+    index = write_shards(some_clips(), tmp_path / "train", RATE, clips_per_shard=2, num_workers=1)
     assert [shard["num_clips"] for shard in index["shards"]] == [2, 2, 1]
     assert (index["format"], index["num_clips"], index["seconds"]) == (1, 5, 0.5)
     assert index == json.loads((tmp_path / "train" / "index.json").read_text())
@@ -44,8 +45,8 @@ def test_same_clips_give_same_bytes_and_replace_what_was_there(tmp_path):
     for num_workers in (1, 3):
         write_shards(some_clips(), tmp_path / f"by-{num_workers}", num_workers=num_workers)
     assert (tmp_path / "by-1/000000.tar").read_bytes() == (tmp_path / "by-3/000000.tar").read_bytes()
-    write_shards(some_clips(9), tmp_path / "by-1", clips_per_shard=3)
-    write_shards(some_clips(2), tmp_path / "by-1")
+    write_shards(some_clips(9), tmp_path / "by-1", clips_per_shard=3, num_workers=1)
+    write_shards(some_clips(2), tmp_path / "by-1", num_workers=1)
     assert sorted(p.name for p in (tmp_path / "by-1").iterdir()) == ["000000.tar", "index.json"]
     assert verify(tmp_path / "by-1")["num_clips"] == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["by-1", "by-3"]
@@ -71,24 +72,24 @@ def test_unreadable_clips_are_left_out_and_listed(tmp_path):
         Clip("nan", waveform=np.array([0.0, np.nan])),
         Clip("empty", waveform=np.zeros(0)),
     ]
-    index = write_shards([*bad, *some_clips(1)], tmp_path / "out")
+    index = write_shards([*bad, *some_clips(1)], tmp_path / "out", num_workers=1)
     assert index["num_clips"] == 1
     assert [clip["key"] for clip in index["skipped"]] == ["missing", "text", "nan", "empty"]
     assert "left out missing" in shards.summary(tmp_path / "out", index)
     with pytest.raises(UserError, match="no clip could be written"):
-        write_shards(bad, tmp_path / "none")
+        write_shards(bad, tmp_path / "none", num_workers=1)
     assert not (tmp_path / "none").exists()
 
 
 def test_a_failed_run_keeps_the_old_shards(tmp_path):
-    write_shards(some_clips(), tmp_path / "out")
+    write_shards(some_clips(), tmp_path / "out", num_workers=1)
 
     def broken():
         yield from some_clips(2)
         raise RuntimeError("disk")
 
     with pytest.raises(RuntimeError):
-        write_shards(broken(), tmp_path / "out")
+        write_shards(broken(), tmp_path / "out", num_workers=1)
     assert verify(tmp_path / "out")["num_clips"] == 5
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -98,52 +99,17 @@ def test_refuses_a_folder_of_other_things(tmp_path, names):
     for name in names:
         (tmp_path / name).write_text("mine")
     with pytest.raises(UserError, match="name another folder"):
-        write_shards(some_clips(), tmp_path)
+        write_shards(some_clips(), tmp_path, num_workers=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 @pytest.mark.parametrize("key", ["a.b", "a/b", "a b", ""])
 def test_bad_keys(tmp_path, key):
     with pytest.raises(UserError, match="key"):
-        write_shards([Clip(key, waveform=np.zeros(10))], tmp_path / "out")
+        write_shards([Clip(key, waveform=np.zeros(10))], tmp_path / "out", num_workers=1)
 
 
 def test_keys(tmp_path):
     assert key_of("dog", "1-100 (2).ogg") == "dog__1-100-2-ogg"
     with pytest.raises(UserError, match="twice"):
-        write_shards([*some_clips(1), *some_clips(1)], tmp_path / "out")
-
-
-def test_verify_names_the_bad_shard(tmp_path, capsys):
-    write_shards(some_clips(), tmp_path / "out/train", clips_per_shard=2)
-    assert shards.main([str(tmp_path / "out")]) == 0
-    assert "5 clips" in capsys.readouterr().out
-
-    path = tmp_path / "out/train/000001.tar"
-    content = bytearray(path.read_bytes())
-    content[700] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"000001\.tar is not what"):
-        verify(tmp_path / "out/train")
-    assert shards.main([str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err.startswith("error: ")
-    path.unlink()
-    with pytest.raises(UserError, match=r"000001\.tar is missing"):
-        verify(tmp_path / "out/train")
-    with pytest.raises(UserError, match=r"index\.json"):
-        verify(tmp_path / "out")
-
-
-def test_run_corpus(tmp_path, capsys):
-    def clips(source, split, wanted):
-        yield from some_clips(wanted if split == "train" else 0)
-
-    def run(wanted, source=tmp_path):
-        argv = [str(source), str(tmp_path / "out"), "--wanted", str(wanted)]
-        return shards.run_corpus(clips, ("train", "test"), "", argv, lambda p: p.add_argument("--wanted", type=int))
-
-    assert run(3) == 0
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["train"]
-    assert run(0) == 2  # would leave the three clips of before
-    assert "earlier run" in capsys.readouterr().err
-    assert run(3, tmp_path / "nowhere") == 2
+        write_shards([*some_clips(1), *some_clips(1)], tmp_path / "out", num_workers=1)

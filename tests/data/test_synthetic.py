@@ -5,9 +5,9 @@ import pytest
 
 from audioldm2_pl.errors import UserError
 from data import synthetic
-from data.shards import verify
 from data.synthetic import CLASSES, PITCH_BANDS, SPLITS, clips, draw_dial
 from data.synthetic_captions import ATTRIBUTES, CLAUSES, NOUNS, PAIRS, caption
+from data.verify import verify
 
 SECONDS = 1.28
 
@@ -128,8 +128,8 @@ def test_pair_captions_tell_the_order():
 
 def test_command_line(tmp_path, capsys):
     argv = ["--clips", "6", "--test-clips", "4", "--judge-clips", "2", "--seconds", "0.64"]
-    for name in ("a", "b"):
-        assert synthetic.main([str(tmp_path / name), *argv]) == 0
+    for name, num_workers in (("a", "1"), ("b", "2")):
+        assert synthetic.main([str(tmp_path / name), *argv, "--workers", num_workers]) == 0
     for split, num_clips in (("train", 6), ("test", 4), ("judge", 2)):
         assert verify(tmp_path / "a" / split)["num_clips"] == num_clips
         first, second = (tmp_path / name / split / "000000.tar" for name in ("a", "b"))

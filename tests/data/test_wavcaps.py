@@ -7,7 +7,7 @@ import soundfile
 
 from audioldm2_pl.errors import UserError
 from data import wavcaps
-from data.shards import verify
+from data.verify import verify
 
 ITEMS = {
     "AudioSet_SL": [{"id": "Y7fmOlUlwoNg.wav", "caption": "A machine rattles.", "duration": 10.0}],

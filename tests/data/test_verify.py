@@ -1,0 +1,108 @@
+import hashlib
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import soundfile
+
+from audioldm2_pl.errors import UserError
+from data import verify as command
+from data.shards import Clip, write_shards
+from data.verify import check, verify
+
+
+def flac(waveform, rate=16_000):
+    content = io.BytesIO()
+    soundfile.write(content, waveform, rate, format="FLAC")
+    return content.getvalue()
+
+
+def array(values):
+    content = io.BytesIO()
+    np.save(content, values)
+    return content.getvalue()
+
+
+@pytest.fixture
+def split(tmp_path):
+    rng = np.random.default_rng(0)
+    clips = [Clip(f"clip-{number}", waveform=rng.uniform(-1, 1, 1600)) for number in range(5)]
+    write_shards(clips, tmp_path / "out/train", clips_per_shard=2, num_workers=1)
+    return tmp_path / "out/train"
+
+
+def rewrite(split, members):
+    """A shard of other members, whose sha256 the index knows."""
+    path = split / "000002.tar"
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    index = json.loads((split / "index.json").read_text())
+    index["shards"][2]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (split / "index.json").write_text(json.dumps(index))
+
+
+GOOD = {"a.flac": flac(np.zeros(1600)), "a.json": b"{}"}
+
+
+def test_names_every_bad_shard(split, capsys):
+    assert verify(split)["num_clips"] == 5
+    assert command.main([str(split.parent), "--workers", "1"]) == 0
+    assert "5 clips" in capsys.readouterr().out
+
+    content = bytearray((split / "000001.tar").read_bytes())
+    content[700] ^= 1
+    (split / "000001.tar").write_bytes(content)
+    with pytest.raises(UserError, match=r"000001\.tar is not what"):
+        verify(split)
+    (split / "000000.tar").unlink()
+    (split / "000007.tar").touch()
+    assert command.main([str(split), "--workers", "1"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.startswith("error: ") for line in lines] == [True] * 4
+    assert "000000.tar is missing" in lines[0] and "000001.tar is not what" in lines[1]
+    assert "000007.tar is not in index.json" in lines[2] and "3 faults" in lines[3]
+    with pytest.raises(UserError, match=r"index\.json"):
+        verify(split.parent)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"a.flac": flac(np.zeros(1600))[:-200]}, "member a.flac"),
+        ({"a.flac": flac(np.zeros(1600), 8000)}, "8000 Hz where index.json says 16000"),
+        ({"a.json": b'{"text": '}, "member a.json"),
+        ({"a.json": b"[]"}, "no JSON object"),
+        ({"a.pickle": b"cos\nsystem\n."}, "member a.pickle: has no place"),
+        ({"run.pyd": b""}, "member run.pyd: has no place"),
+        ({"a.latent.npy": array(np.array([1.0, np.nan]))}, "no finite numbers"),
+        ({"a.latent.npy": array(np.array([{}], dtype=object))}, "allow_pickle"),
+        ({"b.json": b"{}"}, "clip b lacks its flac"),
+        ({"b.flac": flac(np.zeros(1600)), "b.json": b"{}"}, "holds 2 clips, index.json says 1"),
+        ({"a.flac": flac(np.zeros(1000))}, "holds 0.062 s, index.json says 0.1"),
+    ],
+)
+def test_every_member_is_looked_into(split, members, message):
+    rewrite(split, {**GOOD, "a.latent.npy": array(np.zeros(3))})
+    assert not list(check(split)[1])
+    rewrite(split, {**GOOD, **members})
+    (fault,) = check(split)[1]
+    assert "000002.tar" in fault and message in fault
+
+
+def test_what_is_no_file_in_a_tar(split):
+    rewrite(split, GOOD)
+    with tarfile.open(split / "000002.tar", "a") as archive:
+        link = tarfile.TarInfo("b.flac")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    index = json.loads((split / "index.json").read_text())
+    index["shards"][2]["sha256"] = hashlib.sha256((split / "000002.tar").read_bytes()).hexdigest()
+    index["num_clips"] = 6
+    (split / "index.json").write_text(json.dumps(index))
+    faults = list(check(split)[1])
+    assert "b.flac: is no file" in faults[0] and "num_clips 6, its shards have 5" in faults[1]
