@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from audioldm2_pl.conditioners import CLAP, T5
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models.audiomae import AudioMAE, AudioMAEConfig
+from audioldm2_pl.models.clap_text import CLAPText
 from audioldm2_pl.models.unet import TUNet
 from audioldm2_pl.phonemes import PhonemeEncoder
 
@@ -48,6 +49,11 @@ HUB_CLASSES: dict[str, tuple[str, str]] = {
 SPEECH_CLASSES = {  # of the parts that are others where speech is made
     "text_encoder_2": ("transformers", "VitsModel"),
     "tokenizer_2": ("transformers", "VitsTokenizer"),
+}
+# AudioLDM 1, whose T-UNet reads CLAP's embedding beside the timestep, and no LOA.
+AUDIOLDM1_CLASSES = {part: HUB_CLASSES[part] for part in ("scheduler", "tokenizer", "vae", "vocoder")} | {
+    "text_encoder": ("transformers", "ClapTextModelWithProjection"),
+    "unet": ("diffusers", "UNet2DConditionModel"),
 }
 PARTS = (*HUB_CLASSES, "audiomae")
 
@@ -76,10 +82,27 @@ def load_audiomae(folder: Path) -> AudioMAE:
     return audiomae
 
 
+def config_of(folder: Path, part: str) -> dict[str, Any]:
+    """A part's config.json, empty where there is none."""
+    config = folder / part / "config.json"
+    return json.loads(config.read_text()) if config.is_file() else {}
+
+
 def is_speech(folder: Path) -> bool:
     """Whether a model folder's second text encoder reads phonemes."""
-    config = folder / "text_encoder_2" / "config.json"
-    return config.is_file() and json.loads(config.read_text()).get("model_type") == "vits"
+    return config_of(folder, "text_encoder_2").get("model_type") == "vits"
+
+
+def is_audioldm1(folder: Path) -> bool:
+    """Whether a model folder's T-UNet reads CLAP's embedding beside the timestep."""
+    return config_of(folder, "unet").get("class_embed_type") == "simple_projection"
+
+
+def classes_of(folder: Path) -> dict[str, tuple[str, str]]:
+    """Part -> (library, class), for the kind of model that a folder holds."""
+    if is_audioldm1(folder):
+        return AUDIOLDM1_CLASSES
+    return HUB_CLASSES | SPEECH_CLASSES if is_speech(folder) else HUB_CLASSES
 
 
 def load_part(folder: Path, part: str) -> Any:
@@ -96,6 +119,8 @@ def load_part(folder: Path, part: str) -> Any:
             config = json.loads((path / "scheduler_config.json").read_text())
             return getattr(diffusers, config.get("_class_name", "DDIMScheduler")).from_pretrained(path)
         library, name = (HUB_CLASSES | SPEECH_CLASSES if is_speech(folder) else HUB_CLASSES)[part]
+        if part == "text_encoder" and config_of(folder, part).get("model_type") == "clap_text_model":
+            library, name = AUDIOLDM1_CLASSES[part]
         if library == "diffusers":
             return getattr(diffusers, name).from_pretrained(path, low_cpu_mem_usage=False)
         return getattr(transformers, name).from_pretrained(str(path))
@@ -187,8 +212,11 @@ class ModelFolder:
         groups = {name for name, parts in GROUPS.items() if part in parts}
         return self.load(part) if groups & set(self.started) else None
 
-    def clap(self) -> CLAP:
-        return CLAP.from_parts(self.load("text_encoder"), self.load("tokenizer"), self.load("feature_extractor"))
+    def clap(self) -> CLAP | CLAPText:
+        model, tokenizer = self.load("text_encoder"), self.load("tokenizer")
+        if isinstance(model, transformers.ClapTextModelWithProjection):
+            return CLAPText(model, tokenizer)
+        return CLAP.from_parts(model, tokenizer, self.load("feature_extractor"))
 
     def words(self) -> T5 | PhonemeEncoder:
         """What reads GPT-2's second condition: T5 a prompt, the phoneme encoder a transcript."""
@@ -211,9 +239,11 @@ class ModelFolder:
     def write_index(self) -> None:
         """model_index.json of the parts that are there."""
         self.path.mkdir(parents=True, exist_ok=True)
-        index: dict[str, Any] = {"_class_name": "AudioLDM2Pipeline", "_diffusers_version": diffusers.__version__}
-        classes = HUB_CLASSES | SPEECH_CLASSES if is_speech(self.path) else HUB_CLASSES
-        index |= {part: list(cls) for part, cls in classes.items() if self.has(part)}
+        pipeline = "AudioLDMPipeline" if is_audioldm1(self.path) else "AudioLDM2Pipeline"
+        index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": diffusers.__version__}
+        index |= {part: list(cls) for part, cls in classes_of(self.path).items() if self.has(part)}
+        if is_audioldm1(self.path):  # one with LOA or text beside the embedding is of the newer class
+            index["unet"] = ["diffusers", config_of(self.path, "unet")["_class_name"]]
         if self.has("scheduler"):
             config = json.loads((self.path / "scheduler" / "scheduler_config.json").read_text())
             index["scheduler"] = ["diffusers", config["_class_name"]]

@@ -31,14 +31,14 @@ TRAINED = {
     "audiomae": ("audiomae",),
     "vae": ("vae", "vae discriminator"),
     "vocoder": ("vocoder", "vocoder discriminators"),
-    "ldm": ("unet",),
-    "gpt2": ("loa generator", "phonemes"),
-    "joint": ("unet", "loa generator", "phonemes"),
+    "ldm": ("unet", "t5"),
+    "gpt2": ("loa generator", "t5", "phonemes"),
+    "joint": ("unet", "loa generator", "t5", "phonemes"),
 }
 FROZEN = {
-    "ldm": ("vae", "audiomae", "t5"),
-    "gpt2": ("audiomae", "clap", "t5"),
-    "joint": ("vae", "audiomae", "clap", "t5"),
+    "ldm": ("vae", "audiomae"),
+    "gpt2": ("audiomae", "clap"),
+    "joint": ("vae", "audiomae", "clap"),
 }
 
 
@@ -137,7 +137,9 @@ def activation_bytes(experiment: ExperimentConfig, stage: str, networks: dict[st
                 )
                 for length, dim in zip(lengths, dims)
             ]
-            return saved_bytes(lambda: networks["unet"](latent, timestep, conditions))
+            film_dim = experiment.unet.film_dim
+            film = None if film_dim is None else torch.empty(config.batch_size, film_dim)
+            return saved_bytes(lambda: networks["unet"](latent, timestep, conditions, film))
     return 0
 
 

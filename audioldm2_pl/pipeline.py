@@ -38,10 +38,12 @@ class AudioLDM2:
 
     def __init__(self, folder: ModelFolder, device: str | torch.device = "cpu"):
         self.device = torch.device(device)
-        self.clap, self.words = self.place(folder.clap()), self.place(folder.words())
-        generator = LOAGenerator(folder.load("language_model"), folder.load("projection_model"))
-        self.loa_generator = self.place(generator)
         self.unet, self.vae = self.place(folder.load("unet")), self.place(folder.load("vae"))
+        self.clap = self.place(folder.clap())
+        if not self.is_audioldm1:
+            self.words = self.place(folder.words())
+            generator = LOAGenerator(folder.load("language_model"), folder.load("projection_model"))
+            self.loa_generator = self.place(generator)
         self.vocoder = self.place(folder.load("vocoder"))
         self.scheduler = folder.load("scheduler")
         self.audio = audio_of(self.vae, self.vocoder, self.unet)
@@ -78,48 +80,65 @@ class AudioLDM2:
     # ---- the arrows
 
     def encode_text(self, texts: Sequence[str], transcripts: Sequence[str] | None = None) -> list[Condition]:
-        """Prompts => [CLAP (B, 1, 512), T5 (B, L, 1024)], or with transcripts => [CLAP, phonemes (B, 310, 192)]."""
+        """Prompts => [CLAP (B, 1, 512), T5 (B, L, 1024)], or with transcripts => [CLAP, phonemes (B, 310, 192)].
+
+        AudioLDM 1 reads [CLAP] alone.
+        """
+        if self.is_audioldm1:
+            return [self.clap.encode_text(texts)]
         return [self.clap.encode_text(texts), self.words(transcripts if self.is_speech else texts)]
 
     def generate_loa(self, conditions: list[Condition]) -> Tensor:
         """[CLAP, T5] => LOA (B, L, D) that GPT-2 says."""
         return self.loa_generator.generate(conditions)
 
-    def sample_latent(self, loa: Tensor, text: Condition | None, num_latent_frames: int, seeds: Sequence[int],
+    def sample_latent(self, loa: Tensor | None, text: Condition | None, num_latent_frames: int, seeds: Sequence[int],
                       num_steps: int = 200, guidance_scale: float = 3.5, eta: float = 1.0,
-                      unconditional: str = "zero", negative_prompt: str = "") -> Tensor:  # fmt: skip
+                      unconditional: str = "zero", negative_prompt: str = "",
+                      film: Tensor | None = None) -> Tensor:  # fmt: skip
         """LOA and T5 (None for speech) => latent (B, C, H, W). Sample i depends on seeds[i] alone.
 
         Guidance is against the negative prompt, by default "", and zero LOA, as in training's condition dropout, or
-        with `unconditional="gpt2"` the LOA that GPT-2 says for the negative prompt, as in diffusers.
+        with `unconditional="gpt2"` the LOA that GPT-2 says for the negative prompt, as in diffusers. AudioLDM 1 has
+        CLAP's embedding `film` (B, D) in place of both; guidance is against CLAP's of the negative prompt.
         """
         if unconditional not in UNCONDITIONAL:
             raise UserError(f"--unconditional {unconditional}: choose one of {', '.join(UNCONDITIONAL)}")
         shape = (self.unet.config.in_channels, num_latent_frames, self.audio.num_mel_bins // self.downsampling)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        conditions = [Condition(loa, torch.ones(loa.shape[:2], dtype=torch.bool, device=loa.device))]
-        if text is not None:
-            conditions.append(text)
-        if guidance_scale == 1.0:
-            cache = self.unet.precompute(conditions)
-            return sample(lambda z, t: self.unet(z, t.expand(len(z)), conditions, cache=cache), self.scheduler, shape,
-                          num_steps, generators, self.device, eta)  # fmt: skip
-
-        empty = torch.zeros_like(loa[:1])
-        if unconditional == "gpt2":
-            empty = self.generate_loa(self.encode_text([negative_prompt], [""]))
-        nothing = [Condition(empty.expand_as(loa), conditions[0].mask)]
-        if text is not None:
-            nothing.append(self.words([negative_prompt]).expand(len(loa)))
-        both = [Condition.cat(pair) for pair in zip(nothing, conditions)]
-        cache = self.unet.precompute(both)
+        conditions = [] if loa is None else [Condition(loa, torch.ones(loa.shape[:2], device=loa.device).bool())]
+        conditions += [] if text is None else [text]
+        guided = guidance_scale != 1.0
+        if guided:
+            nothing = self.no_conditions(loa, text, unconditional, negative_prompt)
+            conditions = [Condition.cat(pair) for pair in zip(nothing, conditions)]
+        if guided and film is not None:
+            film = torch.cat([self.clap.encode_text([negative_prompt]).embedding[:, 0].expand_as(film), film])
+        cache = self.unet.precompute(conditions)
 
         def predict(latent: Tensor, timestep: Tensor) -> Tensor:
-            pair = self.unet(torch.cat([latent, latent]), timestep.expand(2 * len(latent)), both, cache=cache)
-            unconditional, conditional = pair.chunk(2)
-            return guide(unconditional, conditional, guidance_scale)
+            both = torch.cat([latent, latent]) if guided else latent
+            prediction = self.unet(both, timestep.expand(len(both)), conditions, film, cache)
+            if not guided:
+                return prediction
+            without, given = prediction.chunk(2)
+            return guide(without, given, guidance_scale)
 
         return sample(predict, self.scheduler, shape, num_steps, generators, self.device, eta)
+
+    def no_conditions(
+        self, loa: Tensor | None, text: Condition | None, unconditional: str, negative_prompt: str
+    ) -> list[Condition]:
+        """What stands in LOA's and T5's place where guidance has no condition."""
+        nothing = []
+        if loa is not None:
+            empty = torch.zeros_like(loa[:1])
+            if unconditional == "gpt2":
+                empty = self.generate_loa(self.encode_text([negative_prompt], [""]))
+            nothing.append(Condition(empty, torch.ones(empty.shape[:2], device=loa.device).bool()).expand(len(loa)))
+        if text is not None:
+            nothing.append(self.words([negative_prompt]).expand(len(text)))
+        return nothing
 
     def decode_mel(self, latent: Tensor) -> Tensor:
         """Latent (B, C, H, W) => log-mel (B, 1, F, M)."""
@@ -150,6 +169,8 @@ class AudioLDM2:
             raise UserError(f"{len(seeds)} seeds for {len(texts)} prompts; give one seed, or one for each prompt")
         if candidates < 1 or steps < 1 or steps > self.scheduler.config.num_train_timesteps:
             raise UserError(f"candidates={candidates}, steps={steps}: candidates are 1 or more, steps 1 to 1000")
+        if loa is not None and self.is_audioldm1:
+            raise UserError("AudioLDM 1 reads no LOA; leave it out")
         num_latent_frames, num_samples = self.lengths(seconds)
         if candidates > 1:
             tries = [[s if j == 0 else seed_of(s, j) for j in range(candidates)] for s in seeds]
@@ -164,10 +185,14 @@ class AudioLDM2:
         for i in range(0, len(texts), MAX_BATCH):
             rows = slice(i, i + MAX_BATCH)
             conditions = self.encode_text(texts[rows], None if spoken is None else spoken[rows])
-            said = self.generate_loa(conditions) if loa is None else loa[rows].to(self.device)
-            text = None if self.is_speech else conditions[1]
+            said, text, film = None, None, None
+            if self.is_audioldm1:
+                film = conditions[0].embedding[:, 0]
+            else:
+                said = self.generate_loa(conditions) if loa is None else loa[rows].to(self.device)
+                text = None if self.is_speech else conditions[1]
             latent = self.sample_latent(said, text, num_latent_frames, seeds[rows], steps, guidance_scale, eta,
-                                        unconditional, negative_prompt)  # fmt: skip
+                                        unconditional, negative_prompt, film)  # fmt: skip
             waveforms.append(self.vocode(self.decode_mel(latent))[:, :num_samples].float().cpu())
         return torch.cat(waveforms)
 
@@ -194,8 +219,13 @@ class AudioLDM2:
         return (sound @ self.clap.encode_text([text]).embedding[0, 0]).cpu()
 
     @property
+    def is_audioldm1(self) -> bool:
+        """Whether CLAP's embedding of the prompt is all that the T-UNet reads."""
+        return self.unet.config.film_dim is not None
+
+    @property
     def is_speech(self) -> bool:
-        return isinstance(self.words, PhonemeEncoder)
+        return not self.is_audioldm1 and isinstance(self.words, PhonemeEncoder)
 
     def check_transcripts(self, transcripts: str | Sequence[str] | None, num_prompts: int) -> list[str] | None:
         """One transcript a prompt for a speech model, None for others. Raises UserError where they do not fit."""

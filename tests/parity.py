@@ -28,6 +28,7 @@ from audioldm2_pl.models.gpt2 import GPT2Config, build_gpt2, build_projection
 from audioldm2_pl.models.unet import TUNet, TUNetConfig, to_hub_config
 from audioldm2_pl.models.vae import VAEConfig, build_vae
 from audioldm2_pl.models.vocoder import VocoderConfig, build_vocoder
+from audioldm2_pl.original.clap import text_only
 from audioldm2_pl.phonemes import PhonemeConfig, PhonemeEncoder, prepare_espeak
 from audioldm2_pl.pipeline import AudioLDM2
 
@@ -153,6 +154,47 @@ def small_folder(folder: Path, speech: bool) -> Path:
     return folder
 
 
+def audioldm1_folder(folder: Path) -> Path:
+    """A small random AudioLDM 1, with CLAP for text alone as the published folders have it."""
+    torch.manual_seed(SEED)
+    model = ModelFolder(folder)
+    clap = CLAP.build(CLAPConfig(pretrained=None, projection_dim=32, text_width=32, text_layers=1, text_heads=2))
+    unet = TUNetConfig(
+        sample_size=64, block_out_channels=[16, 32], attention_levels=[0, 1], num_heads=[2, 4], norm_num_groups=8,
+        cross_attention_dim=[None], film_dim=32,
+    )  # fmt: skip
+    parts: dict[str, Any] = {
+        "text_encoder": text_only(clap.model), "tokenizer": build_roberta_tokenizer(clap.max_text_tokens),
+        "unet": draw_weights(TUNet(unet)), "scheduler": build_scheduler(DiffusionConfig(eta=0.0)),
+        "vae": build_vae(VAEConfig(block_out_channels=[8, 16, 16], norm_num_groups=4, sample_size=256)),
+        "vocoder": build_vocoder(VocoderConfig(upsample_initial_channel=32)),
+    }  # fmt: skip
+    for part, content in parts.items():
+        model.save(part, content)
+    return folder
+
+
+@torch.no_grad()
+def audioldm1_gap(folder: Path, scale: float) -> float:
+    """Log-mel from the prompt, beside stock AudioLDMPipeline: same noise, DDIM η 0, 10 steps."""
+    ours = AudioLDM2.from_pretrained(folder)
+    stock: Any = diffusers.AudioLDMPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
+    stock.set_progress_bar_config(disable=True)
+    expected: list[torch.Tensor] = []
+    stock.mel_spectrogram_to_waveform = lambda mel: expected.append(mel) or torch.zeros(1, 40_960)
+    noise = torch.randn(8, 64, 16, generator=torch.Generator().manual_seed(SEED))
+    stock("a bell", 2.56, 10, scale, eta=0.0, latents=noise[None].clone())
+    film = ours.encode_text(["a bell"])[0].embedding[:, 0]
+    latent = ours.sample_latent(None, None, 64, [SEED], 10, scale, 0.0, film=film)
+    return float((ours.decode_mel(latent) - expected[0]).abs().max())
+
+
+def audioldm1_rows() -> list[Row]:
+    with TemporaryDirectory() as folder:
+        path = audioldm1_folder(Path(folder))
+        return [(f"log-mel of AudioLDM 1, guidance {s}", audioldm1_gap(path, s), 1e-3) for s in (2.5, 1.0)]
+
+
 @torch.no_grad()
 def generation_rows() -> list[Row]:
     """From the prompt to the log-mel, beside stock AudioLDM2Pipeline: same noise, DDIM η 0, 10 steps."""
@@ -213,7 +255,7 @@ def front_end_rows() -> list[Row]:
 
 def main() -> int:
     rows: list[Row] = []
-    for measure in (front_end_rows, generation_rows, folder_rows, unet_rows):
+    for measure in (front_end_rows, generation_rows, audioldm1_rows, folder_rows, unet_rows):
         begin = time.perf_counter()
         for what, gap, bound in measure():
             rows.append((what, gap, bound))

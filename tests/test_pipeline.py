@@ -1,11 +1,22 @@
+from pathlib import Path
+
+import diffusers
 import numpy as np
 import pytest
+import soundfile
 import torch
+from parity import audioldm1_folder, audioldm1_gap
 
 from audioldm2_pl.audio import LogMel
+from audioldm2_pl.cli import main
+from audioldm2_pl.config import load_experiment
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models.diffusion import SAMPLERS
-from audioldm2_pl.pipeline import AudioLDM2
+from audioldm2_pl.models.unet import TUNet
+from audioldm2_pl.models.vae import build_vae
+from audioldm2_pl.models.vocoder import build_vocoder, vocode
+from audioldm2_pl.pipeline import AudioLDM2, audio_of
+from audioldm2_pl.training.run import train
 
 PROMPTS = [
     "a bell",
@@ -127,3 +138,58 @@ def test_front_end_is_that_of_training(model, smoke_run):
 def test_bad_requests_are_plain_errors(model, arguments, message):
     with pytest.raises(UserError, match=message):
         model.generate(**arguments)
+
+
+@pytest.fixture(scope="module")
+def audioldm1(tmp_path_factory):
+    return audioldm1_folder(tmp_path_factory.mktemp("audioldm1"))
+
+
+@pytest.mark.parametrize("scale", [2.5, 1.0])
+def test_audioldm1_equals_stock(audioldm1, scale):
+    """From the prompt to the log-mel, beside diffusers' AudioLDMPipeline on the folder that was written here."""
+    assert audioldm1_gap(audioldm1, scale) < 1e-3
+
+
+def test_audioldm1_generates_from_the_command_line(audioldm1, tmp_path):
+    options = ["--steps", "2", "--output", str(tmp_path), "--device", "cpu"]
+    assert main(["generate", str(audioldm1), "a bell", *options]) == 0
+    (path,) = tmp_path.glob("*.wav")
+    assert soundfile.info(path).frames == 40_960
+    model = AudioLDM2.from_pretrained(audioldm1)
+    bell, rain = (model.encode_text([text])[0].embedding[:, 0] for text in ("a bell", "rain"))
+    assert not torch.equal(*(model.sample_latent(None, None, 16, [0], 2, film=film) for film in (bell, rain)))
+    for request, message in (({"candidates": 2}, "CLAP for text alone"), ({"loa": torch.zeros(1, 8, 32)}, "no LOA")):
+        with pytest.raises(UserError, match=message):
+            model.generate("a bell", steps=1, **request)
+
+
+def test_audioldm1_trains_here_and_opens_in_diffusers(smoke, smoke_run, tmp_path):
+    given = [f"from.{part}={smoke_run.model_folder}" for part in ("clap", "vae", "vocoder")]
+    experiment = smoke("unet.film_dim=32", "unet.cross_attention_dim=[null]", *given, runs=tmp_path)
+    train(experiment, "ldm")
+    model = AudioLDM2.from_pretrained(experiment.model_folder)
+    assert model.generate("a bell", steps=2, candidates=2).shape == (1, 40_960)
+    stock = diffusers.AudioLDMPipeline.from_pretrained(experiment.model_folder, low_cpu_mem_usage=False)
+    tokens = stock.tokenizer("a bell", return_tensors="pt")
+    embedding = torch.nn.functional.normalize(stock.text_encoder(**tokens).text_embeds, dim=-1)
+    torch.testing.assert_close(embedding, model.clap.encode_text(["a bell"]).embedding[:, 0])
+    audio = stock("a bell", 2.56, 2, generator=torch.Generator().manual_seed(0)).audios
+    assert audio.shape == (1, 40_960) and np.isfinite(audio).all()
+
+
+def test_lengths_at_48_khz():
+    experiment = load_experiment(Path(__file__).parent.parent / "experiments" / "audioldm1_48k.yaml")
+    with torch.device("meta"):
+        vae, vocoder, unet = build_vae(experiment.vae), build_vocoder(experiment.vocoder), TUNet(experiment.unet)
+    audio = audio_of(vae, vocoder, unet)
+    assert audio.num_samples == 491_520 and audio.num_frames == 1024
+    front_end = ("sample_rate", "num_fft", "window_length", "hop_length", "num_mel_bins", "mel_min_hz", "mel_max_hz")
+    assert all(getattr(audio, name) == getattr(experiment.audio, name) for name in front_end)
+    log_mel = LogMel(experiment.audio)(torch.randn(1, 48_000) * 0.1)
+    assert log_mel.shape == (1, 1, 100, 256)
+    log_mel = torch.empty(1, 1, 1024, 256, device="meta")
+    latent = vae.encode(log_mel).latent_dist.parameters.chunk(2, 1)[0]
+    assert latent.shape == (1, 16, 128, 32) == unet(latent, 0, film=torch.empty(1, 512, device="meta")).shape
+    assert vae.decode(latent).sample.shape == log_mel.shape
+    assert vocode(vocoder, log_mel).shape == (1, 491_520)

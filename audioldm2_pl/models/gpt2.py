@@ -9,8 +9,10 @@ Letters: B batch, P length of the prefix, L vectors of LOA, D width.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import AudioLDM2ProjectionModel  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 from transformers import DynamicCache, GPT2LMHeadModel
@@ -29,6 +31,7 @@ class GPT2Config:
     num_heads: int = 12  # per block
     num_positions: int = 1024  # prefix and LOA together
     dropout: float = 0.1  # on embeddings, attention and residuals
+    position_std: float = 0.02  # of the learned positions at the start; `pretrained` brings its own
 
 
 def build_gpt2(config: GPT2Config, num_loa_vectors: int) -> GPT2LMHeadModel:
@@ -43,6 +46,8 @@ def build_gpt2(config: GPT2Config, num_loa_vectors: int) -> GPT2LMHeadModel:
                 resid_pdrop=config.dropout, embd_pdrop=config.dropout, attn_pdrop=config.dropout,
             )
         )  # fmt: skip
+        with torch.no_grad():
+            model.transformer.wpe.weight.mul_(config.position_std / model.config.initializer_range)
     model.config.max_new_tokens = num_loa_vectors  # where the hub's pipeline looks for the length of LOA
     return model
 
@@ -107,6 +112,9 @@ class LOAGenerator(nn.Module):
     def generate(self, conditions: list[Condition], num_vectors: int | None = None, use_cache: bool = True) -> Tensor:
         """LOA one vector after the other, (B, L, D). Differentiable: joint finetuning goes back through it."""
         prefix = self.prefix(conditions)
+        plain = not (torch.is_grad_enabled() or self.training or self.gpt2.config.scale_attn_by_inverse_layer_idx)
+        if use_cache and plain:
+            return self.speak(prefix, num_vectors or self.num_loa_vectors)
         embeds, mask = prefix.embedding, prefix.mask
         cache = DynamicCache(config=self.gpt2.config) if use_cache else None
         vectors: list[Tensor] = []
@@ -120,3 +128,35 @@ class LOAGenerator(nn.Module):
             embeds = vectors[-1] if use_cache else torch.cat([embeds, vectors[-1]], dim=1)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         return torch.cat(vectors, dim=1)
+
+    def speak(self, prefix: Condition, num_vectors: int) -> Tensor:
+        """`generate` without gradients or dropout: room for all keys and values is made once, and one mask."""
+        gpt2: Any = self.gpt2.transformer
+        start, stop = prefix.mask.shape[1], prefix.mask.shape[1] + num_vectors - 1
+        mask = F.pad(prefix.mask, (0, num_vectors - 1), value=1)  # (B, P + L - 1)
+        positions = self.positions(mask)
+        cache = DynamicCache(config=self.gpt2.config)
+        hidden = gpt2(
+            inputs_embeds=prefix.embedding, attention_mask=prefix.mask, position_ids=positions[:, :start],
+            past_key_values=cache, use_cache=True,
+        ).last_hidden_state  # fmt: skip
+        layers: Any = cache.layers
+        memory = [[F.pad(t, (0, 0, 0, num_vectors - 1)) for t in (layer.keys, layer.values)] for layer in layers]
+        readable = None if mask.all() else mask.bool()[:, None, None]  # (B, 1, 1, P + L - 1)
+        vectors = [hidden[:, -1]]
+        for index in range(start, stop):
+            x = vectors[-1] + gpt2.wpe(positions[:, index])  # (B, D)
+            for block, (keys, values) in zip(gpt2.h, memory):
+                x = step(block, x, keys, values, index, readable)
+            vectors.append(gpt2.ln_f(x))
+        return torch.stack(vectors, dim=1)
+
+
+def step(block: Any, x: Tensor, keys: Tensor, values: Tensor, index: int, readable: Tensor | None) -> Tensor:
+    """A block of GPT-2 on one token (B, D), noted at `index` of the keys and values (B, heads, N, D / heads)."""
+    token = block.attn.c_attn(block.ln_1(x)).unflatten(1, (3, keys.shape[1], -1))
+    query, keys[:, :, index], values[:, :, index] = token.unbind(1)  # (B, heads, D / heads)
+    mask = None if readable is None else readable[..., : index + 1]
+    read = F.scaled_dot_product_attention(query[:, :, None], keys[:, :, : index + 1], values[:, :, : index + 1], mask)
+    x = x + block.attn.c_proj(read.flatten(1))
+    return x + block.mlp(block.ln_2(x))

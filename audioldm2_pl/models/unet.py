@@ -30,6 +30,7 @@ from audioldm2_pl.models.unet_layers import (
     TimeEmbedding,
     Transformer,
     attention_mask,
+    norm_silu,
     zero,
 )
 
@@ -221,7 +222,7 @@ class TUNet(nn.Module):
         skips = [x]
         for block in (*self.down_blocks, self.mid_block, *self.up_blocks):
             x = block(x, skips, embedding, memories)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(norm_silu(self.conv_norm_out, x))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes weights and config.json as diffusers does."""

@@ -24,6 +24,8 @@ Memory = list[KeyValue | None]  # what a transformer's blocks read; None in one 
 # T-UNet draws no random numbers in forward, so that there is no random state to put back.
 CHECKPOINT_OPTIONS: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
 
+NARROW = 2  # columns of a feature map
+
 
 def zero(module: nn.Module) -> Any:
     """The module with all its parameters set to 0."""
@@ -65,16 +67,36 @@ class Attention(nn.Module):
         return self.to_out(y.transpose(1, 2).flatten(2))  # (B, N, C)
 
 
+class GatedLinear(torch.autograd.Function):
+    """(…, 2 C) => a linear layer of the first half times GELU of the second; keeps only its input for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        value, gate = x.chunk(2, dim=-1)
+        return F.linear(F.gelu(gate).mul_(value), weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        value, gate = x.flatten(0, -2).chunk(2, dim=-1)
+        grad_out = grads[0].flatten(0, -2)
+        activated = F.gelu(gate)
+        grad_weight = grad_out.T @ (activated * value)
+        grad = grad_out @ weight
+        grad_x = torch.empty_like(x)
+        left, right = grad_x.flatten(0, -2).chunk(2, dim=-1)
+        torch.mul(grad, activated, out=left)
+        torch.ops.aten.gelu_backward.grad_input(grad.mul_(value), gate, grad_input=right)
+        return grad_x, grad_weight, grad_out.sum(0)
+
+
 class GEGLU(nn.Module):
-    """Linear layer gated by a GELU of another (Shazeer 2020, equation 6)."""
+    """A linear layer gated by a GELU of another (Shazeer 2020, equation 6): both as one matrix."""
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
         self.proj = nn.Linear(dim, 2 * hidden_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x, gate = self.proj(x).chunk(2, dim=-1)
-        return x * F.gelu(gate)
 
 
 class FeedForward(nn.Module):
@@ -84,7 +106,10 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        gated: Any = self.net[0]
+        out: Any = self.net[2]
+        x = gated.proj(x)  # (B, N, 8 C)
+        return GatedLinear.apply(x, out.weight.to(x.dtype), out.bias.to(x.dtype))  # pyright: ignore
 
 
 class TransformerBlock(nn.Module):
@@ -158,6 +183,42 @@ class Transformer(nn.Module):
         return x + tokens.transpose(1, 2).unflatten(2, x.shape[-2:])  # (B, C, H, W)
 
 
+class NormSiLU(torch.autograd.Function):
+    """SiLU of a GroupNorm; keeps its input and the groups' statistics for backward, and norms anew."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float) -> Tensor:
+        x = x.contiguous()
+        ctx.sizes = (*x.shape[:2], x[0, 0].numel(), num_groups)  # B, C, H * W, groups
+        y, mean, rstd = torch.ops.aten.native_group_norm(x, weight, bias, *ctx.sizes, eps)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.eps = eps
+        return F.silu(y, inplace=True)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        y = torch.ops.aten.native_group_norm(x, weight, bias, *ctx.sizes, ctx.eps)[0]
+        grad = torch.ops.aten.silu_backward(grads[0].contiguous(), y)
+        grad = torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, weight, *ctx.sizes, [True, True, True])
+        return (*grad, None, None)
+
+
+def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    if x.dtype != norm.weight.dtype:  # autocast decides about the norm's precision
+        return F.silu(norm(x))
+    return NormSiLU.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)  # pyright: ignore[reportReturnType]
+
+
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 3x3 convolution. Narrow maps go through one matrix product on a CPU, whose kernels want longer rows."""
+    if x.device.type != "cpu" or x.shape[-1] > NARROW:
+        return conv(x)
+    columns = F.unfold(x, 3, padding=1).transpose(0, 1).flatten(1)  # (9 C, B * H * W)
+    y = torch.addmm(conv.bias[:, None], conv.weight.flatten(1), columns)  # pyright: ignore[reportOptionalSubscript]
+    return y.unflatten(1, (len(x), *x.shape[-2:])).transpose(0, 1).contiguous()
+
+
 class ResNet(nn.Module):
     """Two convolutions with the time embedding added in between; starts as its shortcut."""
 
@@ -174,8 +235,8 @@ class ResNet(nn.Module):
             self.conv_shortcut = nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        y = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(embedding)[:, :, None, None]
-        return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(y)))
+        y = convolve(self.conv1, norm_silu(self.norm1, x)) + self.time_emb_proj(embedding)[:, :, None, None]
+        return self.conv_shortcut(x) + convolve(self.conv2, norm_silu(self.norm2, y))
 
 
 class Downsample(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from audioldm2_pl.checkpoints import HUB_CLASSES, ModelFolder
+from audioldm2_pl.checkpoints import ModelFolder, classes_of
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models.diffusion import DiffusionConfig, build_scheduler, signal_shares
 from audioldm2_pl.original import audiomae, clap, language, text
@@ -23,12 +23,6 @@ from audioldm2_pl.phonemes import PhonemeConfig, build_vits_tokenizer
 Heads = Literal["official", "hub"]
 
 CLIP_FRAMES = 1024  # of log-mel in the clips of every published model: 10.24 s
-# A T-UNet with FiLM reads no LOA; what its folder holds, and how its model_index.json differs.
-AUDIOLDM1_PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "vocoder")
-AUDIOLDM1_INDEX = {
-    "_class_name": "AudioLDMPipeline",
-    "text_encoder": ["transformers", "ClapTextModelWithProjection"],
-}
 TOKENIZERS = {"clap": "tokenizer", "t5": "tokenizer_2"}  # of which text encoder -> sub-folder
 
 
@@ -105,7 +99,7 @@ def import_checkpoint(
                 report.written[part] = f"from {tokenizers}"
         report.unmatched, report.ignored = checkpoint.unmatched(), checkpoint.ignored
         install(staged.path, folder, report)
-    expected = AUDIOLDM1_PARTS if report.film else tuple(HUB_CLASSES)
+    expected = classes_of(folder)
     report.missing = [part for part in expected if "unet" in report.written and not (folder / part).is_dir()]
     return report
 
@@ -264,15 +258,13 @@ def install(staged: Path, folder: Path, report: ImportReport) -> None:
     """Moves the parts into the folder and names them in its model_index.json, beside those it had."""
     folder.mkdir(exist_ok=True)
     path = folder / "model_index.json"
-    named = json.loads(path.read_text()) if path.is_file() else {}
+    before = json.loads(path.read_text()) if path.is_file() else {}
     for part in report.written:
         (staged / part).rename(folder / part)
     ModelFolder(folder).write_index()
-    named = json.loads(path.read_text()) | named
-    if report.film:
-        named |= AUDIOLDM1_INDEX
-        named["unet"] = ["diffusers", json.loads((folder / "unet" / "config.json").read_text())["_class_name"]]
-    path.write_text(json.dumps(named, indent=2) + "\n")
+    named = json.loads(path.read_text())
+    kept = {part: cls for part, cls in before.items() if not part.startswith("_") and part not in report.written}
+    path.write_text(json.dumps(named | kept, indent=2) + "\n")
 
 
 def describe(content: Any) -> str:

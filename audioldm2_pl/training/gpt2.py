@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audioldm2_pl.audio import Fbank
-from audioldm2_pl.conditioners import T5, single
+from audioldm2_pl.conditioners import single
 from audioldm2_pl.models.audiomae import num_loa_vectors, pool_loa
 from audioldm2_pl.models.condition import Condition
 from audioldm2_pl.models.gpt2 import LOAGenerator, build_gpt2, build_projection
 from audioldm2_pl.phonemes import PhonemeEncoder
+from audioldm2_pl.training.ldm import stored_words
 from audioldm2_pl.training.stage import OptimizerConfig, Stage, StageConfig
+from audioldm2_pl.training.words import learning_words, take_words, words_parts
 
 LOA_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}  # the paper's, and the authors' code's
 
@@ -39,7 +41,10 @@ def prompt_conditions(stage: Any, batch: dict[str, Any], features: dict[str, Ten
     if stage.experiment.is_speech:
         return [single(features["clap"]), stage.phonemes(batch["transcript"])]
     with torch.no_grad():
-        return [stage.frozen["clap"].encode_text(batch["text"]), stage.frozen["t5"](batch["text"])]
+        stored = "clap_text" in features
+        clap = single(features["clap_text"]) if stored else stage.frozen["clap"].encode_text(batch["text"])
+    words = stored_words(features)
+    return [clap, stage.network("t5")(batch["text"]) if words is None else words]
 
 
 def clap_features(stage: Any, waveform: Tensor) -> dict[str, Tensor]:
@@ -50,27 +55,14 @@ def clap_features(stage: Any, waveform: Tensor) -> dict[str, Tensor]:
     return {"clap": sound.embedding[:, 0]}
 
 
-def take_words(stage: Any) -> T5 | PhonemeEncoder:
-    """Gives the stage T5, frozen; or for speech the phoneme encoder, as the model folder has it or anew, to train."""
-    folder, config = stage.folder, stage.experiment.conditioners.phonemes
-    if config is None:
-        stage.freeze(t5=folder.words())
-        return stage.frozen["t5"]
-    stage.phonemes = folder.words() if folder.has("text_encoder_2") else PhonemeEncoder.build(config)
-    return stage.phonemes
-
-
 def loa_parts(stage: Any) -> dict[str, Any]:
     """What the gpt2 and joint stages write of GPT-2 and of what it reads."""
-    parts = {"language_model": stage.loa_generator.gpt2, "projection_model": stage.loa_generator.projection}
-    if stage.experiment.is_speech:
-        parts |= {"text_encoder_2": stage.phonemes.model, "tokenizer_2": stage.phonemes.tokenizer}
-    return parts
+    generator = stage.loa_generator
+    return {"language_model": generator.gpt2, "projection_model": generator.projection, **words_parts(stage)}
 
 
 class GPT2Finetuning(Stage):
     name = "gpt2"
-    averaged = ("loa_generator",)
 
     def __init__(self, experiment, folder):
         super().__init__(experiment, folder)
@@ -83,13 +75,17 @@ class GPT2Finetuning(Stage):
         )
         self.loa_generator = LOAGenerator(gpt2, projection)
         self.freeze(clap=clap, audiomae=folder.load("audiomae"), fbank=Fbank(experiment.audio))
-        self.averaged = ("loa_generator", "phonemes") if experiment.is_speech else ("loa_generator",)
+        self.averaged = ("loa_generator", *learning_words(self))
+        self.encoded = ("grid", "clap") if experiment.is_speech else ("grid",)
 
     def features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         audiomae = self.frozen["audiomae"]
         grid = audiomae.features(self.frozen["fbank"](batch["waveform"]))  # type: ignore[operator]
-        loa = pool_loa(grid, self.experiment.audiomae.pooling)  # (B, L, D)
-        return {"loa": loa, **clap_features(self, batch["waveform"])}
+        return self.of_stored({"grid": grid, **clap_features(self, batch["waveform"])})
+
+    def of_stored(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        loa = pool_loa(features["grid"], self.experiment.audiomae.pooling)  # (B, L, D)
+        return {"loa": loa, **{name: value for name, value in features.items() if name != "grid"}}
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         features = self.features_of(batch)

@@ -10,9 +10,10 @@ from audioldm2_pl.audio import Fbank, LogMel
 from audioldm2_pl.models.audiomae import pool_loa
 from audioldm2_pl.models.diffusion import diffusion_loss, draw_dropped
 from audioldm2_pl.models.gpt2 import LOAGenerator
-from audioldm2_pl.training.gpt2 import LOA_LOSSES, clap_features, loa_parts, prompt_conditions, take_words
-from audioldm2_pl.training.ldm import draw_latent, encode_audio, open_unet, unet_conditions
+from audioldm2_pl.training.gpt2 import LOA_LOSSES, clap_features, loa_parts, prompt_conditions
+from audioldm2_pl.training.ldm import draw_latent, encode_audio, open_unet, stored_words, unet_conditions
 from audioldm2_pl.training.stage import OptimizerConfig, Stage, StageConfig
+from audioldm2_pl.training.words import take_words
 
 
 @dataclass
@@ -39,6 +40,7 @@ class JointFinetuning(Stage):
         self.unet = open_unet(folder, experiment.unet.num_heads)
         self.loa_generator = LOAGenerator(folder.load("language_model"), folder.load("projection_model"))
         take_words(self)
+        self.encoded = ("mean", "std", "grid", "clap") if experiment.is_speech else ("mean", "std", "grid")
         self.freeze(clap=folder.clap(), vae=folder.load("vae"), audiomae=folder.load("audiomae"))
         self.freeze(log_mel=LogMel(experiment.audio), fbank=Fbank(experiment.audio))
 
@@ -52,7 +54,7 @@ class JointFinetuning(Stage):
         prompts = prompt_conditions(self, batch, features)
         loa = true_loa if random.random() < self.config.p_gt else self.loa_generator.generate(prompts)
         dropped = draw_dropped(self.experiment.diffusion, len(latent))
-        conditions = unet_conditions(loa, batch["text"], self.frozen.get("t5"), dropped)  # type: ignore[arg-type]
+        conditions = unet_conditions(loa, batch["text"], self.network("t5"), dropped, stored_words(features))
         loss = diffusion_loss(self.experiment.diffusion, lambda z, t: self.unet(z, t, conditions), latent)
         said = self.loa_generator.teacher_forced(prompts, true_loa)
         return {"diffusion": loss, "loa": LOA_LOSSES[self.config.loss](said, true_loa)}

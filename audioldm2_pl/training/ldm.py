@@ -17,6 +17,7 @@ from audioldm2_pl.models.unet import TUNet
 from audioldm2_pl.models.vae import encode
 from audioldm2_pl.seeds import draw_rows
 from audioldm2_pl.training.stage import OptimizerConfig, Stage, StageConfig
+from audioldm2_pl.training.words import learning_words, take_words, words_parts
 
 
 @dataclass
@@ -33,14 +34,15 @@ class LDMTrainingConfig(StageConfig):
     poolings: list[int] = field(default_factory=lambda: [1, 2, 4, 8])  # λ, one drawn for each batch
 
 
-def encode_audio(frozen: dict[str, Any], waveform: Tensor) -> dict[str, Tensor]:
-    """Waveform (B, T) => the VAE's posterior "mean", "std" (B, C, H, W) and AudioMAE's "grid" (B, T', F', D)."""
+def encode_latent(frozen: dict[str, Any], waveform: Tensor) -> dict[str, Tensor]:
+    """Waveform (B, T) => the VAE's posterior "mean", "std" (B, C, H, W)."""
     posterior = encode(frozen["vae"], frozen["log_mel"](waveform))
-    return {
-        "mean": posterior.mean,
-        "std": posterior.std,
-        "grid": frozen["audiomae"].features(frozen["fbank"](waveform)),
-    }
+    return {"mean": posterior.mean, "std": posterior.std}
+
+
+def encode_audio(frozen: dict[str, Any], waveform: Tensor) -> dict[str, Tensor]:
+    """Waveform (B, T) => the VAE's posterior, and AudioMAE's "grid" (B, T', F', D)."""
+    return {**encode_latent(frozen, waveform), "grid": frozen["audiomae"].features(frozen["fbank"](waveform))}
 
 
 def draw_latent(frozen: dict[str, Any], features: dict[str, Tensor]) -> Tensor:
@@ -52,14 +54,37 @@ def draw_latent(frozen: dict[str, Any], features: dict[str, Tensor]) -> Tensor:
     return latent * frozen["vae"].config.scaling_factor
 
 
-def unet_conditions(loa: Tensor, texts: list[str], t5: T5 | None, dropped: Tensor) -> list[Condition]:
-    """[LOA, T5] of a batch, or for speech [LOA]; a dropped clip has zero LOA and the text ""."""
+def stored_words(features: dict[str, Tensor]) -> Condition | None:
+    """T5's reading of the captions where it was stored with the clips."""
+    return Condition(features["t5"], features["t5_mask"]) if "t5" in features else None
+
+
+def with_dropped(words: Condition, t5: T5, dropped: Tensor) -> Condition:
+    """Stored words of a batch, in a dropped clip's place those of the text ""."""
+    if not dropped.any():
+        return words
+    rows = torch.arange(len(words), device=dropped.device).masked_fill(dropped, len(words))
+    return Condition.cat([words, t5([""])])[rows.to(words.mask.device)]
+
+
+def unet_conditions(
+    loa: Tensor, texts: list[str], t5: T5 | None, dropped: Tensor, words: Condition | None = None
+) -> list[Condition]:
+    """[LOA, T5] of a batch, or for speech [LOA]; a dropped clip has zero LOA and the text "". `words`: stored ones."""
     keep = (~dropped).to(loa)[:, None, None]
     loa_mask = torch.ones(loa.shape[:2], dtype=torch.long, device=loa.device)
     conditions = [Condition(loa * keep, loa_mask)]
-    if t5 is not None:
+    if t5 is not None and words is not None:
+        conditions.append(with_dropped(words, t5, dropped))
+    elif t5 is not None:
         conditions.append(t5(["" if drop else text for text, drop in zip(texts, dropped.tolist())]))
     return conditions
+
+
+def film_of(clap: Any, sound: Tensor, dropped: Tensor) -> Tensor:
+    """AudioLDM 1's condition: CLAP's embedding of each sound (B, D), of a dropped one that of the text ""."""
+    nothing = clap.encode_text([""]).embedding[:, 0]
+    return torch.where(dropped.to(sound.device)[:, None], nothing, sound)
 
 
 def open_unet(folder: ModelFolder, num_heads: list[int]) -> TUNet:
@@ -73,37 +98,45 @@ def open_unet(folder: ModelFolder, num_heads: list[int]) -> TUNet:
 
 class LDMPretraining(Stage):
     name = "ldm"
-    averaged = ("unet",)
+    encoded = ("mean", "std", "grid")
 
     def __init__(self, experiment, folder):
         super().__init__(experiment, folder)
         self.unet = open_unet(folder, experiment.unet.num_heads) if "unet" in folder.started else TUNet(experiment.unet)
-        if experiment.is_speech:
-            pass  # the T-UNet of speech reads LOA alone
-        elif experiment.conditioners.t5.pretrained is None and not folder.is_given("t5"):
-            self.t5 = T5.build(experiment.conditioners.t5)  # a text encoder without a past learns here
+        self.freeze(vae=folder.load("vae"), log_mel=LogMel(experiment.audio))
+        if self.is_audioldm1:
+            self.encoded = ("mean", "std", "clap")
+            self.freeze(clap=folder.clap())
         else:
-            self.freeze(t5=folder.words())
-        self.freeze(vae=folder.load("vae"), audiomae=folder.load("audiomae"))
-        self.freeze(log_mel=LogMel(experiment.audio), fbank=Fbank(experiment.audio))
+            self.freeze(audiomae=folder.load("audiomae"), fbank=Fbank(experiment.audio))
+        if not self.is_audioldm1 and not experiment.is_speech:  # whose T-UNet reads LOA alone
+            take_words(self, anew=True)
         self.poolings = experiment.training.ldm.poolings
+        self.averaged = ("unet", *learning_words(self))
 
-    def text_encoder(self) -> T5 | None:
-        return self.frozen.get("t5", getattr(self, "t5", None))  # type: ignore[return-value]
+    @property
+    def is_audioldm1(self) -> bool:
+        """CLAP hears the clip in training and reads the prompt in generation; there is no LOA (Liu et al. 2023)."""
+        return self.experiment.unet.film_dim is not None
 
     def features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return encode_audio(self.frozen, batch["waveform"])
+        if not self.is_audioldm1:
+            return encode_audio(self.frozen, batch["waveform"])
+        clap: Any = self.frozen["clap"]
+        sound = clap.encode_audio(batch["waveform"], self.experiment.audio.sample_rate).embedding[:, 0]
+        return {**encode_latent(self.frozen, batch["waveform"]), "clap": sound}
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         features = self.features_of(batch)
         latent = draw_latent(self.frozen, features)
-        loa = pool_loa(features["grid"], random.choice(self.poolings))
         dropped = draw_dropped(self.experiment.diffusion, len(latent))
-        conditions = unet_conditions(loa, batch["text"], self.text_encoder(), dropped)
-        loss = diffusion_loss(self.experiment.diffusion, lambda z, t: self.unet(z, t, conditions), latent)
+        if self.is_audioldm1:
+            conditions, film = [], film_of(self.frozen["clap"], features["clap"], dropped)
+        else:
+            loa, words = pool_loa(features["grid"], random.choice(self.poolings)), stored_words(features)
+            conditions, film = unet_conditions(loa, batch["text"], self.network("t5"), dropped, words), None
+        loss = diffusion_loss(self.experiment.diffusion, lambda z, t: self.unet(z, t, conditions, film), latent)
         return {"diffusion": loss}
 
     def parts(self) -> dict[str, Any]:
-        t5 = self.text_encoder()
-        texts = {} if t5 is None else {"text_encoder_2": t5.model, "tokenizer_2": t5.tokenizer}
-        return {"unet": self.unet, **texts, "scheduler": build_scheduler(self.experiment.diffusion)}
+        return {"unet": self.unet, **words_parts(self), "scheduler": build_scheduler(self.experiment.diffusion)}

@@ -88,6 +88,7 @@ class Stage(L.LightningModule):
 
     name: str  # the stage's name in YAMLs
     averaged: tuple[str, ...] = ()  # attributes whose weights the EMA follows
+    encoded: tuple[str, ...] = ()  # stored features that may stand for the waveform (see `encoded_shards`)
 
     def __init__(self, experiment: ExperimentConfig, folder: ModelFolder):
         super().__init__()
@@ -111,6 +112,10 @@ class Stage(L.LightningModule):
         """Frozen networks' outputs for a batch, each (B, ...); what `cache_features` keeps."""
         return {}
 
+    def of_stored(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What `features` would have said, out of features that were read from encoded shards."""
+        return features
+
     def optimized(self) -> dict[str, nn.Module]:
         """Optimiser's name -> what it trains; `<name>_optimizer` in the recipe may give it settings of its own."""
         return {"main": self}
@@ -123,6 +128,10 @@ class Stage(L.LightningModule):
     def freeze(self, **networks: nn.Module) -> None:
         self.frozen.update({name: net.eval().requires_grad_(False) for name, net in networks.items()})
 
+    def network(self, name: str) -> Any:
+        """A network by name, whether it is frozen or learns; None where the stage has none."""
+        return self.frozen.get(name, getattr(self, name, None))
+
     def optimizer_config(self, name: str) -> OptimizerConfig:
         return getattr(self.config, f"{name}_optimizer", self.config.optimizer)
 
@@ -133,7 +142,10 @@ class Stage(L.LightningModule):
         for network in self.frozen.values():
             network.to(self.device)
         self.train()  # parts come out of their folders in eval mode
-        if self.config.cache_features:
+        if self.encoded and self.experiment.data.encoded:
+            texts = ("clap_text", "t5", "t5_length") if "t5" in self.frozen else ("clap_text",)
+            self.trainer.datamodule.read_encoded(self.encoded, texts, self.folder.path)  # type: ignore[attr-defined]
+        elif self.config.cache_features:
             self.fill_cache()
 
     @torch.no_grad()
@@ -148,7 +160,10 @@ class Stage(L.LightningModule):
 
     @torch.no_grad()
     def features_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """`features`, from the cache where it holds the batch's clips."""
+        """`features`: the batch's own if it was read from encoded shards, or those of the cache if it holds them."""
+        if "features" in batch:
+            stored = batch["features"]
+            return self.of_stored({k: v.float() if v.is_floating_point() else v for k, v in stored.items()})
         if not all(key in self.cache for key in batch["key"]):
             return self.features(batch)
         rows = [self.cache[key] for key in batch["key"]]

@@ -195,3 +195,29 @@ def test_conditions_can_be_dropped_always_and_never(unit):
 def test_unknown_choices_are_user_errors(field):
     with pytest.raises(UserError, match=rf"diffusion\.{field}='nothing'.*choose one of"):
         DiffusionConfig(**{field: "nothing"})
+
+
+@pytest.mark.parametrize(
+    ("changed", "total", "mean"),
+    [
+        ({"clip_sample": True}, 172.0067, 0.223967),
+        ({"clip_sample": True, "prediction_type": "v_prediction"}, 52.5302, 0.0684),
+        ({"clip_sample": True, "set_alpha_to_one": True, "beta_start": 0.01}, 149.8295, 0.1951),
+        ({"clip_sample": True, "set_alpha_to_one": False, "beta_start": 0.01}, 149.0784, 0.1941),
+    ],
+    ids=["epsilon", "v_prediction", "set_alpha_to_one", "no_set_alpha_to_one"],
+)
+def test_ddim_sums_of_diffusers_own_tests(changed, total, mean, monkeypatch):
+    """The sums in diffusers' tests/schedulers/test_scheduler_ddim.py, through the sampling loop here."""
+    settings = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+    ramp = torch.arange(4 * 3 * 8 * 8).reshape(3, 8, 8, 4).permute(3, 0, 1, 2) / (4 * 3 * 8 * 8)
+    monkeypatch.setattr("audioldm2_pl.models.diffusion.draw_noise", lambda shape, generators: ramp)
+    latent = sample(
+        lambda z, t: z * t / (t + 1),
+        diffusers.DDIMScheduler(**settings | changed),
+        (3, 8, 8),
+        10,
+        generators(0, 1, 2, 3),
+    )
+    assert abs(latent.abs().sum().item() - total) < 1e-2
+    assert abs(latent.abs().mean().item() - mean) < 1e-3

@@ -8,11 +8,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models import unet as presets
 from audioldm2_pl.models.condition import Condition
 from audioldm2_pl.models.unet import TUNet, TUNetConfig, from_hub_config, to_hub_config
+from audioldm2_pl.models.unet_layers import FeedForward, convolve, norm_silu
 
 WIDTHS = dict(in_channels=4, out_channels=4, sample_size=8, norm_num_groups=4)
 SMALL = {
@@ -304,3 +306,41 @@ def test_other_heads_are_those_of_a_net_built_with_them():
     with pytest.raises(UserError, match="heads"):
         net.set_heads([5, 5, 5])
     assert presets.official_heads(presets.base()) == [4, 8, 12, 20]
+
+
+def test_lean_layers_equal_plain_ones():
+    """What forgets activations and computes them anew has the plain layers' values and gradients."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 5, 2, dtype=torch.float64, requires_grad=True)
+    norm, conv = nn.GroupNorm(4, 16).double(), nn.Conv2d(16, 8, 3, padding=1).double()
+    nn.init.normal_(norm.weight)
+    inputs = (x, *norm.parameters(), *conv.parameters())
+    lean = convolve(conv, norm_silu(norm, x))
+    plain = conv(F.silu(norm(x)))
+    assert_same_gradients(lean, plain, inputs)
+
+    tokens = torch.randn(2, 7, 16, dtype=torch.float64, requires_grad=True)
+    feed_forward = FeedForward(16).double()
+    value, gate = feed_forward.net[0].proj(tokens).chunk(2, -1)
+    plain = feed_forward.net[2](value * F.gelu(gate))
+    assert_same_gradients(feed_forward(tokens), plain, (tokens, *feed_forward.parameters()))
+
+
+def assert_same_gradients(ours: Tensor, expected: Tensor, inputs: tuple[Tensor, ...]) -> None:
+    torch.testing.assert_close(ours, expected)
+    weights = torch.randn_like(expected)
+    for grad, other in zip(torch.autograd.grad(ours, inputs, weights), torch.autograd.grad(expected, inputs, weights)):
+        torch.testing.assert_close(grad, other)
+
+
+def test_autocast_and_compiled_graphs_train():
+    config = SMALL["base"]
+    net, given = randomised(TUNet(config)), inputs(config)
+    expected = net(**given)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = net(**given)
+    mixed.float().square().mean().backward()
+    assert torch.nn.functional.cosine_similarity(mixed.float().flatten(), expected.flatten(), dim=0) > 0.99
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    compiled = torch.compile(net, backend="aot_eager")
+    torch.testing.assert_close(compiled(**given), expected, rtol=0, atol=1e-5)
