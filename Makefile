@@ -3,14 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test lint esc10 parity clean
+.PHONY: setup demo test lint esc10 parity bench bench-eval bench-data clean
 
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,speech,video,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,speech,video,ray,dev]"
 	touch $@
 
 # Synthetic sounds -> all seven stages -> report: runs/demo/report/report.html
@@ -31,6 +31,18 @@ esc10: .venv/.ready
 # Full-size networks beside diffusers' and transformers', same random weights: docs/results/parity.json (8 GiB, minutes)
 parity: .venv/.ready
 	$(BIN)/python tests/parity.py
+
+# T-UNet's and GPT-2's time and memory beside diffusers', one thread: docs/results/bench.json (8 GiB, minutes, a quiet machine)
+bench: .venv/.ready
+	$(BIN)/python tests/benchmarks/networks.py
+
+# Clips a second of FAD + KL + CLAP beside frechet-audio-distance's own loop: docs/results/bench_eval.json (8 GiB, an hour)
+bench-eval: .venv/.ready
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/metrics.py
+
+# Clips a second and core of the reader beside bare decoding and a map-style dataset: docs/results/bench_data.json (minutes)
+bench-data: .venv/.ready
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/reader.py
 
 test: .venv/.ready
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
