@@ -5,6 +5,7 @@ the pairs' ratios. Memory is that of a fresh process each. Writes docs/results/b
 """
 
 import argparse
+import gc
 import json
 import platform
 import resource
@@ -37,15 +38,21 @@ VOCABULARY = 50_257  # of the published language_model/, whose head stock diffus
 UNCACHED_AT = 9  # lengths at which the uncached loop is timed; the steps between are interpolated
 
 
-def ours_and_inputs() -> tuple[TUNet, Tensor, Tensor, list[Condition]]:
+def inputs() -> tuple[Tensor, Tensor, list[Condition]]:
+    """Latents, timesteps, and LOA and text as conditions."""
+    torch.manual_seed(SEED)
+    loa = Condition(torch.randn(2, 8, 768), torch.ones(2, 8))
+    text = Condition(torch.randn(2, 16, 1024), torch.tensor([[1.0] * 16, [1.0] * 10 + [0.0] * 6]))
+    return torch.randn(LATENT), torch.tensor([3, 900]), [loa, text]
+
+
+def our_unet() -> TUNet:
     torch.manual_seed(SEED)
     net = TUNet(TUNetConfig())
     for parameter in net.parameters():  # what starts at zero has nothing to do
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
-    loa = Condition(torch.randn(2, 8, 768), torch.ones(2, 8))
-    text = Condition(torch.randn(2, 16, 1024), torch.tensor([[1.0] * 16, [1.0] * 10 + [0.0] * 6]))
-    return net, torch.randn(LATENT), torch.tensor([3, 900]), [loa, text]
+    return net
 
 
 def diffusers_unet(config: TUNetConfig) -> Any:
@@ -110,7 +117,7 @@ def row(what: str, target: float | None, measured: dict[str, Any], at_least: boo
 
 
 def unet_rows() -> list[dict[str, Any]]:
-    ours, latent, timestep, conditions = ours_and_inputs()
+    ours, (latent, timestep, conditions) = our_unet(), inputs()
     theirs = diffusers_unet(ours.config)
     theirs.load_state_dict(ours.state_dict())
 
@@ -157,19 +164,28 @@ def guided_step_row(ours: TUNet, theirs: Any, latent: Tensor, conditions: list[C
 # ---- memory
 
 
+def held() -> int:
+    """Bytes of memory that this process holds now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def memory_of(side: str) -> int:
-    """Bytes by which a forward and a backward pass raise this process's peak: activations and gradients."""
-    net: Any
-    net, latent, timestep, conditions = ours_and_inputs()
-    if side == "diffusers":
-        net = diffusers_unet(net.config)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Bytes at the peak of a forward and a backward pass beyond those held before: activations and gradients.
+
+    To be called in a process of its own: what another network has left in the heap would be counted wrong.
+    """
+    latent, timestep, conditions = inputs()
+    net: Any = our_unet() if side == "ours" else diffusers_unet(TUNetConfig())
+    gc.collect()
+    before, making = held(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if side == "diffusers":
         prediction = call_diffusers(net, latent, timestep, conditions)
     else:
         prediction = net(latent, timestep, conditions)
     prediction.square().mean().backward()
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert peak > making, "the peak is that of making the network"
+    return 1024 * peak - before
 
 
 def memory_row() -> dict[str, Any]:
@@ -240,7 +256,7 @@ def cuda_rows(batch_size: int = 16, num_steps: int = 20) -> list[dict[str, Any]]
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    ours, latent, timestep, conditions = ours_and_inputs()
+    ours, (latent, timestep, conditions) = our_unet(), inputs()
     theirs = diffusers_unet(ours.config)
     theirs.load_state_dict(ours.state_dict())
     rows = batch_size // len(latent)
