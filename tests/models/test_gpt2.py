@@ -176,3 +176,10 @@ def test_learns_a_sequence(generator):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
+
+
+def test_positions_start_at_their_deviation():
+    wide = GPT2Config(hidden_size=32, num_layers=1, num_heads=2, num_positions=512, position_std=0.5)
+    transformer = build_gpt2(wide, NUM_VECTORS).transformer
+    assert transformer.wpe.weight.std().item() == pytest.approx(0.5, rel=0.05)
+    assert transformer.h[0].attn.c_attn.weight.std().item() == pytest.approx(0.02, rel=0.1)
