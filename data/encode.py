@@ -38,6 +38,7 @@ from audioldm2_pl.errors import UserError
 from audioldm2_pl.shard_reader import SHARD_FORMAT, BadClip, ShardFolder, captions_of
 from audioldm2_pl.training.ldm import encode_latent
 from audioldm2_pl.training.ranks import first_on_rank_zero, is_rank_zero, start_ranks
+from audioldm2_pl.training.run import prepare_process
 
 from .shards import run_tool, write_json
 
@@ -305,6 +306,7 @@ def encode_experiment(experiment: ExperimentConfig, batch_size: int = BATCH_SIZE
 
     Raises UserError where no part is ready, or clips are longer than a training clip.
     """
+    prepare_process(experiment)
     start_ranks(experiment.trainer)
     outputs = output_folders(experiment)
     data = AudioShards(experiment.data, experiment.audio, 0, batch_size)
