@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models.condition import Condition
+from audioldm2_pl.models.gelu import fuse_gelu
 
 __all__ = [
     "CLAP",
@@ -346,6 +347,7 @@ class T5(nn.Module):
 
     def __init__(self, model, tokenizer):
         super().__init__()
+        fuse_gelu(model)
         self.model: transformers.T5EncoderModel = model.eval()
         self.tokenizer = tokenizer
 

@@ -19,6 +19,7 @@ from transformers import DynamicCache, GPT2LMHeadModel
 from transformers import GPT2Config as TransformersGPT2Config
 
 from audioldm2_pl.models.condition import Condition
+from audioldm2_pl.models.gelu import fuse_gelu
 
 
 @dataclass
@@ -74,6 +75,7 @@ class LOAGenerator(nn.Module):
 
     def __init__(self, gpt2: GPT2LMHeadModel, projection: AudioLDM2ProjectionModel):
         super().__init__()
+        fuse_gelu(gpt2)
         self.gpt2 = gpt2
         self.projection = projection
         # Word embeddings have no part in this; a gradient that never comes would stop DDP.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import multiprocessing
 import os
 import resource
+import sys
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
@@ -63,6 +65,7 @@ DEPENDS_ON = {  # stage -> sections of the config beside its recipe that decide 
 }
 GENERATION_SETTINGS = ("sampler", "num_steps", "guidance_scale", "eta", "unconditional", "candidates")
 LOGGERS = ("tensorboard", "wandb")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def train(experiment: ExperimentConfig, only: str | None = None) -> None:
@@ -96,9 +99,21 @@ def train(experiment: ExperimentConfig, only: str | None = None) -> None:
 
 def prepare_process(experiment: ExperimentConfig) -> None:
     quieten()
+    keep_freed_memory()
     if experiment.trainer.num_threads:
         torch.set_num_threads(experiment.trainer.num_threads)
     torch.set_float32_matmul_precision("high")
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc's malloc keep what one batch frees for the next; given back and asked for anew, every page faults.
+
+    A fifth to a third of a small network's time on a CPU. Other C libraries and the GPU's memory are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    for option, limit in ((M_MMAP_THRESHOLD, 2**28), (M_TRIM_THRESHOLD, 2**31 - 1)):
+        if mallopt is not None:
+            mallopt(option, limit)
 
 
 def run_side_by_side(experiment: ExperimentConfig, names: list[str], folder: ModelFolder) -> None:

@@ -62,7 +62,8 @@ class StageConfig:
 def make_optimizer(parameters: Any, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimiser that a config names; see `learning_rate_factor` for its rate."""
     parameters = [p for p in parameters if p.requires_grad]
-    common = {"lr": config.learning_rate, "betas": tuple(config.betas)}
+    fused = all(p.device.type == "cpu" for p in parameters)  # else torch's choice, which goes with every precision
+    common: dict[str, Any] = {"lr": config.learning_rate, "betas": tuple(config.betas), "fused": fused or None}
     if config.name == "adamw":
         return torch.optim.AdamW(parameters, weight_decay=config.weight_decay, **common)
     if config.name == "adam":

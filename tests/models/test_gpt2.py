@@ -7,6 +7,7 @@ import torch
 from diffusers import AudioLDM2Pipeline
 
 from audioldm2_pl.models.condition import Condition
+from audioldm2_pl.models.gelu import fuse_gelu
 from audioldm2_pl.models.gpt2 import GPT2Config, LOAGenerator, build_gpt2, build_projection
 
 torch.set_num_threads(1)
@@ -183,3 +184,13 @@ def test_positions_start_at_their_deviation():
     transformer = build_gpt2(wide, NUM_VECTORS).transformer
     assert transformer.wpe.weight.std().item() == pytest.approx(0.5, rel=0.05)
     assert transformer.h[0].attn.c_attn.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_gelu_is_one_operation_and_the_same_function():
+    gpt2 = build_gpt2(SMALL, NUM_VECTORS)
+    x = torch.randn(2, 5, SMALL.hidden_size)
+    before, names = gpt2.transformer(inputs_embeds=x).last_hidden_state, list(gpt2.state_dict())
+    fuse_gelu(gpt2)
+    assert all(isinstance(block.mlp.act, torch.nn.GELU) for block in gpt2.transformer.h)
+    torch.testing.assert_close(gpt2.transformer(inputs_embeds=x).last_hidden_state, before)
+    assert list(gpt2.state_dict()) == names
