@@ -155,6 +155,29 @@ class LogMel(nn.Module):
             return mel.clamp(min=1e-5).log().unsqueeze(1)
 
 
+def griffin_lim(log_mel: Tensor, config: AudioConfig, num_rounds: int = 32) -> Tensor:
+    """Log-mel (B, 1, F, M) => waveform (B, F · hop), without a network.
+
+    Magnitudes by the filters' pseudo-inverse, made non-negative by multiplicative updates (Lee and Seung 2000), phases
+    by the fast algorithm of Griffin and Lim (Perraudin et al. 2013) from zero, so that a log-mel has one sound.
+    """
+    c = config
+    filters, window = slaney_filters(c).to(log_mel.device), torch.hann_window(c.window_length, device=log_mel.device)
+    frame = {"n_fft": c.num_fft, "hop_length": c.hop_length, "win_length": c.window_length, "window": window}
+    num_samples = log_mel.shape[2] * c.hop_length
+    mel = F.pad(log_mel.float().squeeze(1).exp(), (0, 0, 0, 1), mode="replicate")  # (B, F + 1, M)
+    magnitude = (mel @ torch.linalg.pinv(filters)).clamp(min=1e-6)  # (B, F + 1, num_fft // 2 + 1)
+    for _ in range(num_rounds):
+        magnitude = magnitude * (mel @ filters.T) / (magnitude @ filters @ filters.T).clamp(min=1e-12)
+    magnitude = magnitude.transpose(1, 2)
+    spectrum, before = magnitude.to(torch.complex64), torch.zeros_like(magnitude, dtype=torch.complex64)
+    for _ in range(num_rounds):
+        heard = torch.stft(torch.istft(spectrum, length=num_samples, **frame), return_complex=True, **frame)
+        ahead = heard + 0.99 * (heard - before)
+        spectrum, before = magnitude * ahead / ahead.abs().clamp(min=1e-8), heard
+    return torch.istft(spectrum, length=num_samples, **frame)
+
+
 def kaldi_mel(hz: np.ndarray | float) -> np.ndarray:
     """Hz => mel on Kaldi's (HTK's) scale."""
     return 1127.0 * np.log(1.0 + np.asarray(hz, dtype=np.float64) / 700.0)

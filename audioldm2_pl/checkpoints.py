@@ -220,8 +220,9 @@ class ModelFolder:
 
     def words(self) -> T5 | PhonemeEncoder:
         """What reads GPT-2's second condition: T5 a prompt, the phoneme encoder a transcript."""
-        kind = PhonemeEncoder if is_speech(self.path) else T5
-        return kind(self.load("text_encoder_2"), self.load("tokenizer_2"))
+        model = self.load("text_encoder_2")
+        kind = PhonemeEncoder if model.config.model_type == "vits" else T5
+        return kind(model, self.load("tokenizer_2"))
 
     def save(self, part: str, content: Any) -> None:
         """Writes a part whole: a broken-off write leaves the part as it was."""

@@ -72,6 +72,8 @@ class TrainerConfig:
     log_every_batches: int = 20  # losses go to the logs this often
     validate_every_batches: int | None = None  # null never validates
     validation_batches: int = 8  # batches of the test split in one validation
+    sample_every_batches: int | None = None  # sounds of `sample_clips` clips this often; null never
+    sample_clips: int = 4  # of the test split, to runs/<name>/samples and to the loggers
     progress_bar: bool = True  # a bar on the terminal
 
 

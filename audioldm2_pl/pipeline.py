@@ -36,12 +36,14 @@ class AudioLDM2:
     >>> waveform = model.generate(["a bell rings"])  # (1, T) at model.sample_rate
     """
 
-    def __init__(self, folder: ModelFolder, device: str | torch.device = "cpu"):
+    def __init__(self, folder: ModelFolder, device: str | torch.device = "cpu", gpt2: bool = True):
+        """`gpt2=False` opens a folder that has no GPT-2 yet; such a model makes sound of LOA that it is given."""
         self.device = torch.device(device)
         self.unet, self.vae = self.place(folder.load("unet")), self.place(folder.load("vae"))
         self.clap = self.place(folder.clap())
-        if not self.is_audioldm1:
+        if not self.is_audioldm1 and (gpt2 or folder.has("text_encoder_2")):
             self.words = self.place(folder.words())
+        if not self.is_audioldm1 and gpt2:
             generator = LOAGenerator(folder.load("language_model"), folder.load("projection_model"))
             self.loa_generator = self.place(generator)
         self.vocoder = self.place(folder.load("vocoder"))
@@ -162,7 +164,7 @@ class AudioLDM2:
         prompt or one for all. Raises UserError on an empty prompt or a length that the model cannot make.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        check_prompts(texts)
+        check_prompts(texts, may_be_empty=self.is_speech)  # captions of speech corpora are, and were in training
         spoken = self.check_transcripts(transcripts, len(texts))
         seeds = [seed + i for i in range(len(texts))] if isinstance(seed, int) else list(seed)
         if len(seeds) != len(texts):
@@ -266,11 +268,11 @@ class AudioLDM2:
         self.scheduler = getattr(diffusers, cls).from_config(self.scheduler.config, **settings)
 
 
-def check_prompts(texts: Sequence[str]) -> None:
+def check_prompts(texts: Sequence[str], may_be_empty: bool = False) -> None:
     if not texts:
         raise UserError('no prompt; give one or more, for example "a bell rings"')
     for number, text in enumerate(texts, 1):
-        if not text.strip():
+        if not text.strip() and not may_be_empty:
             raise UserError(f"prompt {number} is empty; write what you want to hear")
 
 

@@ -166,8 +166,10 @@ def test_audioldm1_generates_from_the_command_line(audioldm1, tmp_path):
 
 def test_audioldm1_trains_here_and_opens_in_diffusers(smoke, smoke_run, tmp_path):
     given = [f"from.{part}={smoke_run.model_folder}" for part in ("clap", "vae", "vocoder")]
-    experiment = smoke("unet.film_dim=32", "unet.cross_attention_dim=[null]", *given, runs=tmp_path)
+    film = ("unet.film_dim=32", "unet.cross_attention_dim=[null]", "trainer.sample_every_batches=4")
+    experiment = smoke(*film, *given, runs=tmp_path)
     train(experiment, "ldm")
+    assert (experiment.run_folder / "samples" / "ldm" / "0_0000004.wav").is_file()
     model = AudioLDM2.from_pretrained(experiment.model_folder)
     assert model.generate("a bell", steps=2, candidates=2).shape == (1, 40_960)
     stock = diffusers.AudioLDMPipeline.from_pretrained(experiment.model_folder, low_cpu_mem_usage=False)

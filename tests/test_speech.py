@@ -11,6 +11,7 @@ from audioldm2_pl.checkpoints import ModelFolder
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.phonemes import PAD, STOP, SYMBOLS, PhonemeConfig, PhonemeEncoder, clean, phonemes_of
 from audioldm2_pl.pipeline import AudioLDM2
+from audioldm2_pl.training.samples import HEARD
 from data.shards import Clip, write_shards
 
 pytest.importorskip("phonemizer")
@@ -36,7 +37,8 @@ def speech_run(smoke, tmp_path_factory):
         for i, text in enumerate(SAID)
     )
     write_shards(clips, folder / "train", num_workers=1)
-    experiment = smoke(*SPEECH, f"data.train=[{folder}/train]", "data.test=null")
+    samples = ("trainer.sample_every_batches=4", "trainer.sample_clips=2")
+    experiment = smoke(*SPEECH, *samples, f"data.train=[{folder}/train]", "data.test=null")
     train(experiment)
     return experiment
 
@@ -44,6 +46,12 @@ def speech_run(smoke, tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(speech_run) -> AudioLDM2:
     return AudioLDM2.from_pretrained(speech_run.model_folder)
+
+
+def test_speech_is_heard_while_it_trains(speech_run):
+    for stage in HEARD:
+        names = {path.name for path in (speech_run.run_folder / "samples" / stage).iterdir()}
+        assert {"0_reference.wav", "0_0000004.wav", "1_0000004.wav"} <= names
 
 
 def test_table_of_symbols():

@@ -32,6 +32,7 @@ from audioldm2_pl.training.gpt2 import GPT2Finetuning
 from audioldm2_pl.training.joint import JointFinetuning
 from audioldm2_pl.training.ldm import LDMPretraining
 from audioldm2_pl.training.ranks import first_on_rank_zero, is_rank_zero, said_by_rank_zero, start_ranks
+from audioldm2_pl.training.samples import HEARD, Samples
 from audioldm2_pl.training.stage import EMA, LossCurves, Resumable, Stage
 from audioldm2_pl.training.vae import VAETraining
 from audioldm2_pl.training.vocoder import VocoderTraining
@@ -184,7 +185,11 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> N
     ema = EMA(config.ema_decay) if config.ema_decay is not None and stage.averaged else None
     resumable = Resumable(checkpoint, config.save_every_batches)
     # the average first: what is saved after a batch has to hold that batch's average
-    trainer = build_trainer(experiment, stage, [*([ema] if ema else []), resumable])
+    callbacks = [*([ema] if ema else []), resumable]
+    if experiment.trainer.sample_every_batches and name in HEARD and is_rank_zero():
+        samples = experiment.run_folder / "samples" / name
+        callbacks.append(Samples(experiment, samples, experiment.trainer.sample_every_batches, ema))
+    trainer = build_trainer(experiment, stage, callbacks)
     going_on = said_by_rank_zero(checkpoint.is_file())
     print(
         f"{name}: {'goes on from ' + str(checkpoint) if going_on else 'starts'}, {config.batches} batches", flush=True
