@@ -128,7 +128,8 @@ def run_side_by_side(experiment: ExperimentConfig, names: list[str], folder: Mod
     num_threads = max(1, (os.cpu_count() or 1) // count)
     trainer = replace(experiment.trainer, num_threads=num_threads, progress_bar=False)
     with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(run_alone, replace(experiment, trainer=trainer), name, folder) for name in names]
+        # the adversarial stages, which stand last, take longest: begun first they end with the others
+        futures = [pool.submit(run_alone, replace(experiment, trainer=trainer), name, folder) for name in names[::-1]]
         try:
             for future in futures:
                 future.result()
