@@ -189,7 +189,8 @@ class NormSiLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float) -> Tensor:
         x = x.contiguous()
-        ctx.sizes = (*x.shape[:2], x[0, 0].numel(), num_groups)  # B, C, H * W, groups
+        # C by the weight, which is never symbolic: torch 2.8 cannot divide a symbolic C into groups
+        ctx.sizes = (len(x), len(weight), x[0, 0].numel(), num_groups)  # B, C, H * W, groups
         y, mean, rstd = torch.ops.aten.native_group_norm(x, weight, bias, *ctx.sizes, eps)
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         ctx.eps = eps
