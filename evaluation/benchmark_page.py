@@ -28,7 +28,9 @@ def render_benchmark(results: dict[str, Any], benches: list[Bench], figures: dic
         summary=escape(summary(systems, protocol["name"])),
         protocol=escape(protocol["name"]),
         scores=score_table(systems),
-        warnings=notes(f"{name}: {line}" for name, result in systems.items() for line in result["warnings"]),
+        warnings=notes(
+            f"{name}: {line}" for name, result in systems.items() for line in (*result["warnings"], *beside(result))
+        ),
         charts=score_charts(systems),
         differences=difference_tables(results["differences"]),
         published="".join(map(published_section, published_tables())),
@@ -54,6 +56,17 @@ def direction(systems: dict[str, dict], score: str) -> str:
 def summary(systems: dict[str, dict], protocol: str) -> str:
     counts = ", ".join(f"{result['num_clips']} clips of {name}" for name, result in systems.items())
     return f"{counts}, measured under {protocol}."
+
+
+def beside(result: dict[str, Any]) -> Iterator[str]:
+    """A line for each score that lies outside its own interval, which a reader would take for a mistake."""
+    for name, score in result["scores"].items():
+        if score["low"] is not None and not score["low"] <= score["value"] <= score["high"]:
+            yield (
+                f"{name} {number(score['value'])} lies outside its interval [{number(score['low'])}, "
+                f"{number(score['high'])}]: so few clips make the score itself too large or too small, and the basic "
+                "bootstrap takes that off the bounds, not off the score"
+            )
 
 
 def notes(lines: Iterator[str]) -> str:

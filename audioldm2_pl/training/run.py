@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import logging
 import multiprocessing
@@ -171,6 +172,7 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> N
             flush=True,
         )
         return
+    gc.collect()  # the stage before and its trainer refer to each other: weights, optimisers and caches would stay
     checkpoint = experiment.run_folder / "checkpoints" / f"{name}.ckpt"
     torch.manual_seed(seed_of(experiment.seed, name))
     stage = STAGES[name](experiment, folder)

@@ -11,7 +11,7 @@ from audioldm2_pl.errors import UserError
 from evaluation.__main__ import main
 from evaluation.benchmark import settings_against_presets, write_benchmark
 from evaluation.benchmark_audio import BenchmarkOptions, read_test_clips
-from evaluation.benchmark_page import tagged_clips
+from evaluation.benchmark_page import beside, tagged_clips
 from evaluation.judge import JudgeConfig, load_or_train_judge
 from evaluation.score import ScoreOptions
 
@@ -173,3 +173,13 @@ def test_command_line(tmp_path, capsys):
     ):
         assert main(["report", *map(str, arguments)]) == 2
         assert re.search(told, capsys.readouterr().err)
+
+
+def test_a_score_beside_its_interval_is_explained():
+    scores = {
+        "fd": {"value": 9.4, "low": 5.0, "high": 8.0},
+        "kl": {"value": 1.0, "low": 0.9, "high": 1.1},
+        "bare": {"value": 1.0, "low": None, "high": None},
+    }
+    (line,) = beside({"scores": scores})
+    assert line.startswith("fd 9.4 lies outside its interval [5, 8]")

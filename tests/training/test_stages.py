@@ -1,5 +1,6 @@
 """What holds for every stage: it learns, it resumes to the bit, and frozen parts stay as they are."""
 
+import gc
 import itertools
 import random
 import shutil
@@ -13,6 +14,7 @@ from audioldm2_pl.checkpoints import GROUPS, ModelFolder
 from audioldm2_pl.datamodule import AudioShards
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.training import run
+from audioldm2_pl.training.audiomae import AudioMAEPretraining
 from audioldm2_pl.training.run import STAGES, train
 from audioldm2_pl.training.stage import EMA, OptimizerConfig, Resumable, learning_rate_factor
 
@@ -124,6 +126,12 @@ def test_diffusion_loss_reaches_gpt2_in_joint_finetuning(smoke_run):
     module.config.p_gt = 1.0
     module.losses(batch)["diffusion"].backward()
     assert all(p.grad is None or not p.grad.any() for p in module.loa_generator.parameters())
+
+
+def test_a_finished_stage_leaves_no_weights_in_memory(smoke, tmp_path):
+    train(smoke("stages=[audiomae,vae]", runs=tmp_path))
+    alive = [thing.name for thing in gc.get_objects() if isinstance(thing, AudioMAEPretraining)]
+    assert not alive
 
 
 def test_finished_stages_are_passed_over(smoke_run, capsys):
