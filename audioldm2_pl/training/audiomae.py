@@ -7,7 +7,8 @@ from torch import Tensor
 
 from audioldm2_pl.audio import Fbank
 from audioldm2_pl.models.audiomae import AudioMAE
-from audioldm2_pl.training.stage import OptimizerConfig, Stage, StageConfig
+from audioldm2_pl.training.optimizer import OptimizerConfig
+from audioldm2_pl.training.stage import Stage, StageConfig
 
 
 @dataclass

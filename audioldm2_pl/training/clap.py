@@ -13,7 +13,8 @@ from torch import Tensor, distributed
 
 from audioldm2_pl.conditioners import CLAP
 from audioldm2_pl.seeds import seed_of
-from audioldm2_pl.training.stage import OptimizerConfig, Stage, StageConfig
+from audioldm2_pl.training.optimizer import OptimizerConfig
+from audioldm2_pl.training.stage import Stage, StageConfig
 
 MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's limit (Radford et al. 2021, section 2.5), which CLAP keeps
 

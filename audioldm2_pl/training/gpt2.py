@@ -14,7 +14,8 @@ from audioldm2_pl.models.condition import Condition
 from audioldm2_pl.models.gpt2 import LOAGenerator, build_gpt2, build_projection
 from audioldm2_pl.phonemes import PhonemeEncoder
 from audioldm2_pl.training.ldm import stored_words
-from audioldm2_pl.training.stage import OptimizerConfig, Stage, StageConfig
+from audioldm2_pl.training.optimizer import OptimizerConfig
+from audioldm2_pl.training.stage import Stage, StageConfig
 from audioldm2_pl.training.words import learning_words, take_words, words_parts
 
 LOA_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}  # the paper's, and the authors' code's

@@ -12,7 +12,8 @@ from audioldm2_pl.models.diffusion import diffusion_loss, draw_dropped
 from audioldm2_pl.models.gpt2 import LOAGenerator
 from audioldm2_pl.training.gpt2 import LOA_LOSSES, clap_features, loa_parts, prompt_conditions
 from audioldm2_pl.training.ldm import draw_latent, encode_audio, open_unet, stored_words, unet_conditions
-from audioldm2_pl.training.stage import OptimizerConfig, Stage, StageConfig
+from audioldm2_pl.training.optimizer import OptimizerConfig
+from audioldm2_pl.training.stage import Stage, StageConfig
 from audioldm2_pl.training.words import take_words
 
 

@@ -16,7 +16,8 @@ from audioldm2_pl.models.diffusion import build_scheduler, diffusion_loss, draw_
 from audioldm2_pl.models.unet import TUNet
 from audioldm2_pl.models.vae import encode
 from audioldm2_pl.seeds import draw_rows
-from audioldm2_pl.training.stage import OptimizerConfig, Stage, StageConfig
+from audioldm2_pl.training.optimizer import OptimizerConfig
+from audioldm2_pl.training.stage import Stage, StageConfig
 from audioldm2_pl.training.words import learning_words, take_words, words_parts
 
 

@@ -1,4 +1,4 @@
-"""What all stages share: optimisers and their warm-up, named losses, seeds, EMA, checkpoints.
+"""What all stages share: named losses, seeds, EMA, checkpoints.
 
 Budgets are counted in batches: an "epoch" of the trainer is the stage's whole budget, and the batch index is
 the one clock. Every random draw of a batch follows from (seed, stage, batch index), so a stage that was broken off
@@ -9,7 +9,6 @@ drawn for the global batch (`seeds.draw_rows`), what is drawn once for a batch i
 from __future__ import annotations
 
 import csv
-import math
 import os
 import random
 import time
@@ -25,22 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from audioldm2_pl.seeds import seed_of
+from audioldm2_pl.training.optimizer import OptimizerConfig, by_learning_rate, learning_rate_factor, make_optimizer
 
 if TYPE_CHECKING:
     from audioldm2_pl.checkpoints import ModelFolder
     from audioldm2_pl.config import ExperimentConfig
-
-
-@dataclass
-class OptimizerConfig:
-    """An optimiser and how its learning rate goes."""
-
-    name: str = "adamw"  # adamw or adam
-    learning_rate: float = 1e-4  # after the warm-up
-    betas: tuple[float, float] = (0.9, 0.999)  # of Adam's two averages
-    weight_decay: float = 1e-2  # adamw only
-    warmup_batches: int = 0  # the rate rises linearly from 0 over these
-    decay: str = "none"  # none, or cosine to 0 at the end of the budget
 
 
 @dataclass
@@ -57,27 +45,6 @@ class StageConfig:
     accumulate_batches: int = 1  # batches per optimiser step
     save_every_batches: int = 1_000  # a checkpoint to resume from this often
     cache_features: bool = False  # compute frozen networks' outputs once, before the first batch, and keep them
-
-
-def make_optimizer(parameters: Any, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimiser that a config names; see `learning_rate_factor` for its rate."""
-    parameters = [p for p in parameters if p.requires_grad]
-    fused = all(p.device.type == "cpu" for p in parameters)  # else torch's choice, which goes with every precision
-    common: dict[str, Any] = {"lr": config.learning_rate, "betas": tuple(config.betas), "fused": fused or None}
-    if config.name == "adamw":
-        return torch.optim.AdamW(parameters, weight_decay=config.weight_decay, **common)
-    if config.name == "adam":
-        return torch.optim.Adam(parameters, **common)
-    raise ValueError(f"no optimizer {config.name!r}; there are adamw and adam")
-
-
-def learning_rate_factor(config: OptimizerConfig, batch_idx: int, batches: int) -> float:
-    """Share of the learning rate at a batch: linear warm-up, then constant or cosine decay."""
-    warmup = min(1.0, (batch_idx + 1) / config.warmup_batches) if config.warmup_batches else 1.0
-    if config.decay == "none":
-        return warmup
-    progress = max(0, batch_idx - config.warmup_batches) / max(1, batches - config.warmup_batches)
-    return warmup * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
 class Stage(L.LightningModule):
@@ -98,6 +65,7 @@ class Stage(L.LightningModule):
         self.folder = folder
         self.frozen: dict[str, nn.Module] = {}
         self.cache: dict[str, dict[str, Tensor]] = {}  # clip's key -> frozen networks' outputs
+        self.rates: list[list[float]] = []  # of each optimiser's groups, after the warm-up
 
     # ---- what a stage says of itself
 
@@ -137,7 +105,13 @@ class Stage(L.LightningModule):
         return getattr(self.config, f"{name}_optimizer", self.config.optimizer)
 
     def configure_optimizers(self):
-        return [make_optimizer(net.parameters(), self.optimizer_config(name)) for name, net in self.optimized().items()]
+        optimizers, self.rates = [], []
+        for name, network in self.optimized().items():
+            config = self.optimizer_config(name)
+            groups = by_learning_rate(self, network, config)
+            optimizers.append(make_optimizer(groups, config))
+            self.rates.append(list(groups))
+        return optimizers
 
     def on_fit_start(self) -> None:
         for network in self.frozen.values():
@@ -175,12 +149,12 @@ class Stage(L.LightningModule):
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        optimizers = self.optimizers()
-        for name, optimizer in zip(self.optimized(), optimizers if isinstance(optimizers, list) else [optimizers]):
-            config = self.optimizer_config(name)
-            factor = learning_rate_factor(config, batch_idx, self.config.batches)
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * factor
+        optimizers: Any = self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        for name, optimizer, rates in zip(self.optimized(), optimizers, self.rates):
+            factor = learning_rate_factor(self.optimizer_config(name), batch_idx, self.config.batches)
+            for group, rate in zip(optimizer.param_groups, rates):
+                group["lr"] = rate * factor
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """The sum of the terms that have a weight, each times it."""

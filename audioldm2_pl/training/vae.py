@@ -27,7 +27,8 @@ from audioldm2_pl.models.discriminators import (
 )
 from audioldm2_pl.models.vae import build_vae, encode, measure_scaling_factor
 from audioldm2_pl.seeds import draw_rows, seed_of
-from audioldm2_pl.training.stage import OptimizerConfig, Stage, StageConfig
+from audioldm2_pl.training.optimizer import OptimizerConfig
+from audioldm2_pl.training.stage import Stage, StageConfig
 
 
 @dataclass

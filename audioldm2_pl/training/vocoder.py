@@ -28,7 +28,8 @@ from audioldm2_pl.models.vocoder import (
     prepare_for_training,
     vocode,
 )
-from audioldm2_pl.training.stage import OptimizerConfig, Stage, StageConfig
+from audioldm2_pl.training.optimizer import OptimizerConfig
+from audioldm2_pl.training.stage import Stage, StageConfig
 
 
 @dataclass

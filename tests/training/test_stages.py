@@ -15,8 +15,9 @@ from audioldm2_pl.datamodule import AudioShards
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.training import run
 from audioldm2_pl.training.audiomae import AudioMAEPretraining
+from audioldm2_pl.training.optimizer import OptimizerConfig, learning_rate_factor
 from audioldm2_pl.training.run import STAGES, train
-from audioldm2_pl.training.stage import EMA, OptimizerConfig, Resumable, learning_rate_factor
+from audioldm2_pl.training.stage import EMA, Resumable
 
 WRITES = {
     "clap": ("text_encoder",),
@@ -199,6 +200,33 @@ def test_learning_rate_warms_up_and_decays():
     assert factors[60] == pytest.approx(0.5)
     assert factors[-1] < 1e-3
     assert [learning_rate_factor(OptimizerConfig(), i, 5) for i in range(5)] == [1.0] * 5
+
+
+def test_networks_learn_at_rates_of_their_own(smoke, smoke_run, tmp_path):
+    def words(experiment) -> dict[str, torch.Tensor]:
+        return load_file(experiment.model_folder / "text_encoder_2/model.safetensors")
+
+    before = words(smoke_run)
+    for name, same in (("t5", True), ("loa_generator", False)):
+        rates = f"training.gpt2.optimizer.learning_rates={{{name}: 0.0}}"
+        experiment = prepared(smoke, smoke_run, "gpt2", tmp_path, name, rates)
+        train(experiment, "gpt2")
+        assert all(torch.equal(value, before[key]) for key, value in words(experiment).items()) == same
+
+    rates = "training.vae.optimizer.learning_rates={vae.encoder: 0.0}"
+    started = smoke(f"start_from.vae={smoke_run.model_folder}", rates, "stages=[vae]", "name=vae", runs=tmp_path)
+    train(started)
+    before, after = weights(smoke_run, "vae"), weights(started, "vae")
+    changed = {key.split(".")[1] for key in after if not torch.equal(after[key], before[key])}
+    assert "decoder" in changed and "encoder" not in changed
+
+
+def test_a_learning_rate_of_no_network_is_named(smoke, smoke_run, tmp_path):
+    unknown = prepared(
+        smoke, smoke_run, "gpt2", tmp_path, "unknown", "training.gpt2.optimizer.learning_rates={t6: 1.0}"
+    )
+    with pytest.raises(UserError, match=r"gpt2: learning_rates: no network 't6'; there are t5, loa_generator$"):
+        train(unknown, "gpt2")
 
 
 def test_ema_warms_up_and_is_put_back():

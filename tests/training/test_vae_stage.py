@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.models.discriminators import PatchGANConfig
 from audioldm2_pl.models.vae import VAEConfig, build_vae, latent_of
-from audioldm2_pl.training.stage import OptimizerConfig
+from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.vae import VAETraining, VAETrainingConfig
 
 

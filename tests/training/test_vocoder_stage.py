@@ -13,7 +13,7 @@ from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models.discriminators import MultiPeriodConfig, MultiScaleConfig
 from audioldm2_pl.models.vocoder import VocoderConfig, vocode
-from audioldm2_pl.training.stage import OptimizerConfig
+from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.vocoder import VocoderTraining, VocoderTrainingConfig, stft_loss
 
 
