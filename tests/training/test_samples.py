@@ -9,8 +9,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_stages import prepared, weights
 
 from audioldm2_pl.audio import AudioConfig, LogMel, griffin_lim
+from audioldm2_pl.datamodule import AudioShards
+from audioldm2_pl.pipeline import AudioLDM2
 from audioldm2_pl.training.run import train
-from audioldm2_pl.training.samples import HEARD
+from audioldm2_pl.training.samples import HEARD, seeds_of
 
 EVERY = ("trainer.sample_every_batches=2", "trainer.sample_clips=2")
 
@@ -34,10 +36,6 @@ def test_a_stage_is_heard_and_ends_with_the_same_bits(stage, smoke, smoke_run, t
 
 
 def test_the_last_sample_is_what_the_finished_model_says(smoke, smoke_run, tmp_path):
-    from audioldm2_pl.datamodule import AudioShards
-    from audioldm2_pl.pipeline import AudioLDM2
-    from audioldm2_pl.training.samples import seeds_of
-
     experiment = prepared(smoke, smoke_run, "joint", tmp_path, "heard", *EVERY)
     train(experiment, "joint")
     clip, rate = soundfile.read(experiment.run_folder / "samples" / "joint" / "1_0000004.wav")
