@@ -16,7 +16,7 @@ from audioldm2_pl.phonemes import PhonemeEncoder
 from audioldm2_pl.training.ldm import stored_words
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
-from audioldm2_pl.training.words import learning_words, take_words, words_parts
+from audioldm2_pl.training.words import WORDS, learning_words, take_words, words_parts
 
 LOA_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}  # the paper's, and the authors' code's
 
@@ -64,6 +64,7 @@ def loa_parts(stage: Any) -> dict[str, Any]:
 
 class GPT2Finetuning(Stage):
     name = "gpt2"
+    sometimes = WORDS
 
     def __init__(self, experiment, folder):
         super().__init__(experiment, folder)

@@ -14,7 +14,7 @@ from audioldm2_pl.training.gpt2 import LOA_LOSSES, clap_features, loa_parts, pro
 from audioldm2_pl.training.ldm import draw_latent, encode_audio, open_unet, stored_words, unet_conditions
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
-from audioldm2_pl.training.words import take_words
+from audioldm2_pl.training.words import WORDS, take_words
 
 
 @dataclass
@@ -35,6 +35,7 @@ class JointTrainingConfig(StageConfig):
 class JointFinetuning(Stage):
     name = "joint"
     averaged = ("unet",)
+    sometimes = WORDS
 
     def __init__(self, experiment, folder):
         super().__init__(experiment, folder)

@@ -18,7 +18,7 @@ from audioldm2_pl.models.vae import encode
 from audioldm2_pl.seeds import draw_rows
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
-from audioldm2_pl.training.words import learning_words, take_words, words_parts
+from audioldm2_pl.training.words import WORDS, learning_words, take_words, words_parts
 
 
 @dataclass
@@ -99,6 +99,7 @@ def open_unet(folder: ModelFolder, num_heads: list[int]) -> TUNet:
 
 class LDMPretraining(Stage):
     name = "ldm"
+    sometimes = WORDS
     encoded = ("mean", "std", "grid")
 
     def __init__(self, experiment, folder):

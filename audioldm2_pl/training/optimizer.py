@@ -31,14 +31,15 @@ class OptimizerConfig:
 def by_learning_rate(stage: Stage, network: nn.Module, config: OptimizerConfig) -> dict[float, list[nn.Parameter]]:
     """What learns of a stage's network, by the rate after the warm-up.
 
-    A frozen network's own rate has no effect. Raises UserError where `learning_rates` names none of the stage's.
+    The rate of a network that is frozen, or that the experiment does without, has no effect. Raises UserError where
+    `learning_rates` names none of the stage's.
     """
     own: dict[nn.Parameter, float] = {}
     for name, rate in config.learning_rates.items():
         try:
             own |= dict.fromkeys(stage.get_submodule(name).parameters(), rate)
         except AttributeError:
-            if name.split(".")[0] not in stage.frozen:
+            if name.split(".")[0] not in (*stage.frozen, *stage.sometimes):
                 there = ", ".join(dict(stage.named_children()))
                 raise UserError(f"{stage.name}: learning_rates: no network {name!r}; there are {there}") from None
     groups: dict[float, list[nn.Parameter]] = {}

@@ -56,6 +56,7 @@ class Stage(L.LightningModule):
 
     name: str  # the stage's name in YAMLs
     averaged: tuple[str, ...] = ()  # attributes whose weights the EMA follows
+    sometimes: tuple[str, ...] = ()  # networks that it has in some experiments only
     encoded: tuple[str, ...] = ()  # stored features that may stand for the waveform (see `encoded_shards`)
 
     def __init__(self, experiment: ExperimentConfig, folder: ModelFolder):

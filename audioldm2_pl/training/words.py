@@ -14,6 +14,8 @@ from audioldm2_pl.phonemes import PhonemeEncoder
 if TYPE_CHECKING:
     from audioldm2_pl.training.stage import Stage
 
+WORDS = ("t5", "phonemes")  # what an encoder of words is called in a stage
+
 
 def take_words(stage: Stage, anew: bool = False) -> T5 | PhonemeEncoder:
     """Gives the stage its `t5`, or for speech its `phonemes`: the model folder's.
@@ -34,7 +36,7 @@ def take_words(stage: Stage, anew: bool = False) -> T5 | PhonemeEncoder:
 
 def learning_words(stage: Stage) -> dict[str, T5 | PhonemeEncoder]:
     """The encoder of the words by its name in the stage, if it learns there."""
-    return {name: getattr(stage, name) for name in ("t5", "phonemes") if hasattr(stage, name)}
+    return {name: getattr(stage, name) for name in WORDS if hasattr(stage, name)}
 
 
 def words_parts(stage: Stage) -> dict[str, Any]:
