@@ -164,7 +164,8 @@ def _band(waveform: np.ndarray, low_hz: float | None, high_hz: float | None, sam
     """The part of a waveform between two frequencies; None leaves that side open."""
     edges = [hz for hz in (low_hz, high_hz) if hz is not None]
     kind = "band" if len(edges) == 2 else "high" if high_hz is None else "low"
-    return np.asarray(sosfilt(butter(2, edges, kind, fs=sample_rate, output="sos"), waveform))
+    hz = edges if len(edges) == 2 else edges[0]
+    return np.asarray(sosfilt(butter(2, hz, kind, fs=sample_rate, output="sos"), waveform))
 
 
 def _slow_noise(num_samples: int, rate_hz: float, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
