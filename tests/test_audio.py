@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import torchaudio
 from transformers import ASTFeatureExtractor
 
 from audioldm2_pl.audio import (
@@ -94,7 +93,7 @@ def test_spectrograms_are_float32_under_autocast(waveform):
 
 
 def test_fbank_is_kaldis(waveform):
-    kaldi = torchaudio.compliance.kaldi.fbank(
+    kaldi = pytest.importorskip("torchaudio.compliance.kaldi").fbank(
         waveform,
         htk_compat=True,
         sample_frequency=16_000,
@@ -115,6 +114,7 @@ def test_fbank_is_kaldis(waveform):
 
 
 def test_fbank_is_that_of_transformers_ast(waveform):
+    pytest.importorskip("torchaudio")  # without it the extractor's NumPy rounds more coarsely
     extractor = ASTFeatureExtractor()
     expected = extractor(waveform[0].numpy(), sampling_rate=16_000, return_tensors="pt")["input_values"]
     torch.testing.assert_close(Fbank(CONFIG)(waveform)[:, 0], expected, atol=1e-4, rtol=0)

@@ -1,11 +1,27 @@
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_corpus import AUDIO, write_split
 
 from audioldm2_pl.config import ExperimentConfig
 from audioldm2_pl.datamodule import DataConfig
+from evaluation.embeddings import import_library
 from evaluation.judge import JudgeConfig
+
+
+@pytest.fixture(scope="session")
+def eval_library() -> Callable[[str], Any]:
+    """Imports a library of the eval extra, which a torch newer than torchaudio's last release does without."""
+
+    def imported(name: str) -> Any:
+        if find_spec(name.split(".")[0]) is None:
+            pytest.skip(f"{name} is not installed")
+        return import_library(name)
+
+    return imported
 
 
 @pytest.fixture(scope="session")

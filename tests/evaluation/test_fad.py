@@ -66,10 +66,8 @@ def test_sizes_that_differ_are_refused():
 
 
 @pytest.mark.parametrize("num_rows", [300, 24], ids=["full rank", "rank deficient"])
-def test_agrees_with_frechet_audio_distance(num_rows):
-    from evaluation.embeddings import import_library
-
-    library = import_library("frechet_audio_distance.fad").FrechetAudioDistance
+def test_agrees_with_frechet_audio_distance(num_rows, eval_library):
+    library = eval_library("frechet_audio_distance.fad").FrechetAudioDistance
     draw = np.random.default_rng(0)
     mixing = draw.normal(size=(64, 64))
     rows = [draw.normal(shift, 1.0, size=(num_rows, 64)) @ mixing for shift in (0.0, 0.3)]
