@@ -48,6 +48,10 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
         "--heads", choices=["folder", "official"], default="folder",
         help="of the T-UNet: as its folder says, or 32 channels each as the authors trained (%(default)s)",
     )  # fmt: skip
+    generate.add_argument(
+        "--vocoder", choices=["folder", "griffin-lim"], default="folder",
+        help="the model's network, or Griffin and Lim's algorithm (%(default)s)",
+    )  # fmt: skip
     generate.add_argument("--device", default="auto", help="cpu, cuda, mps (the best there is)")
     generate.set_defaults(run=run_generate)
 
@@ -117,7 +121,7 @@ def run_generate(args: argparse.Namespace) -> None:
     from audioldm2_pl.pipeline import AudioLDM2, check_prompts
 
     check_prompts([text for _, text in named])
-    model = AudioLDM2.from_pretrained(args.model, pick_device(args.device), args.heads)
+    model = AudioLDM2.from_pretrained(args.model, pick_device(args.device), args.heads, args.vocoder)
     if args.sampler:
         model.set_sampler(args.sampler)
     for start in range(0, len(named), args.batch_size):  # written batch by batch: what is done stays done

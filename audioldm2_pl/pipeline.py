@@ -14,7 +14,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from audioldm2_pl.audio import AudioConfig, Fbank, LogMel
+from audioldm2_pl.audio import AudioConfig, Fbank, LogMel, griffin_lim
 from audioldm2_pl.checkpoints import ModelFolder, find_model
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models.condition import Condition
@@ -22,10 +22,11 @@ from audioldm2_pl.models.diffusion import SAMPLERS, UNCONDITIONAL, guide, sample
 from audioldm2_pl.models.gpt2 import LOAGenerator
 from audioldm2_pl.models.unet import TUNetConfig, official_heads
 from audioldm2_pl.models.vae import latent_of, log_mel_of
-from audioldm2_pl.models.vocoder import vocode
+from audioldm2_pl.models.vocoder import front_end_of, vocode
 from audioldm2_pl.phonemes import PhonemeEncoder
 from audioldm2_pl.seeds import seed_of
 
+VOCODERS = ("folder", "griffin-lim")  # what makes waveforms of log-mels
 MAX_BATCH = 16  # samples that go through the T-UNet at once
 
 
@@ -46,7 +47,7 @@ class AudioLDM2:
         if not self.is_audioldm1 and gpt2:
             generator = LOAGenerator(folder.load("language_model"), folder.load("projection_model"))
             self.loa_generator = self.place(generator)
-        self.vocoder = self.place(folder.load("vocoder"))
+        self.vocoder, self.by_griffin_lim = self.place(folder.load("vocoder")), False
         self.scheduler = folder.load("scheduler")
         self.audio = audio_of(self.vae, self.vocoder, self.unet)
         self.sample_rate = self.audio.sample_rate
@@ -57,14 +58,18 @@ class AudioLDM2:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, device: str | torch.device = "cpu", heads: str = "folder"
+        cls, source: str | Path, device: str | torch.device = "cpu", heads: str = "folder", vocoder: str = "folder"
     ) -> AudioLDM2:
         """Opens a model folder or a hub id. Raises UserError where a part is missing.
 
         `heads="official"` gives the T-UNet 32 channels a head, as the authors trained it; the hub's folders say 8
-        heads at every level, and a warning tells.
+        heads at every level, and a warning tells. `vocoder="griffin-lim"` finds the waveform without the network, by
+        Griffin and Lim's algorithm: what a log-mel sounds like where the vocoder has not learnt enough.
         """
+        if vocoder not in VOCODERS:
+            raise UserError(f"--vocoder {vocoder}: choose one of {', '.join(VOCODERS)}")
         model = cls(ModelFolder(find_model(source)), device)
+        model.by_griffin_lim = vocoder == "griffin-lim"
         config = model.unet.config
         if heads == "official":
             model.unet.set_heads(official_heads(config))
@@ -148,7 +153,7 @@ class AudioLDM2:
 
     def vocode(self, log_mel: Tensor) -> Tensor:
         """Log-mel (B, 1, F, M) => waveform (B, F · hop)."""
-        return vocode(self.vocoder, log_mel)
+        return griffin_lim(log_mel, self.audio) if self.by_griffin_lim else vocode(self.vocoder, log_mel)
 
     # ---- the whole way
 
@@ -278,19 +283,7 @@ def check_prompts(texts: Sequence[str], may_be_empty: bool = False) -> None:
 
 def audio_of(vae, vocoder, unet) -> AudioConfig:
     """The audio front end that a model folder's parts were trained with."""
-    hop_length = 1
-    for rate in vocoder.config.upsample_rates:
-        hop_length *= rate
-    sample_rate = vocoder.config.sampling_rate
+    front_end = front_end_of(vocoder)
     frames = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
-    wide = sample_rate > 16_000  # the 48 kHz variants look at 2,048 samples and 20 Hz to 24 kHz
-    return AudioConfig(
-        sample_rate=sample_rate,
-        clip_seconds=frames * hop_length / sample_rate,
-        hop_length=hop_length,
-        num_mel_bins=vocoder.config.model_in_dim,
-        num_fft=2048 if wide else 1024,
-        window_length=2048 if wide else 1024,
-        mel_min_hz=20.0 if wide else 0.0,
-        mel_max_hz=sample_rate / 2,
-    )
+    clip_seconds = frames * front_end["hop_length"] / front_end["sample_rate"]
+    return AudioConfig(clip_seconds=clip_seconds, **front_end)

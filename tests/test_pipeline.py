@@ -7,7 +7,7 @@ import soundfile
 import torch
 from parity import audioldm1_folder, audioldm1_gap
 
-from audioldm2_pl.audio import LogMel
+from audioldm2_pl.audio import LogMel, griffin_lim
 from audioldm2_pl.cli import main
 from audioldm2_pl.config import load_experiment
 from audioldm2_pl.errors import UserError
@@ -70,6 +70,15 @@ def test_candidates_keep_the_one_nearest_to_the_prompt(model):
 
     tries = model.generate(["a bell"] * 3, steps=1, seed=[3, seed_of(3, 1), seed_of(3, 2)])
     assert torch.allclose(best[0], tries[model.similarity(tries, "a bell").argmax()], atol=1e-5)
+
+
+def test_griffin_lim_takes_the_vocoders_place(smoke_run, model):
+    by_algorithm = AudioLDM2.from_pretrained(smoke_run.model_folder, vocoder="griffin-lim")
+    log_mel = model.log_mel(torch.randn(1, 40_960) * 0.1)
+    torch.testing.assert_close(by_algorithm.vocode(log_mel), griffin_lim(log_mel, model.audio))
+    assert not torch.allclose(model.vocode(log_mel), by_algorithm.vocode(log_mel), atol=1e-3)
+    with pytest.raises(UserError, match="choose one of folder, griffin-lim"):
+        AudioLDM2.from_pretrained(smoke_run.model_folder, vocoder="wavenet")
 
 
 def test_given_loa_takes_gpt2s_place(latents):

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
+from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.errors import UserError
+
+NOTED = ("num_fft", "window_length", "mel_min_hz", "mel_max_hz")  # of the front end, in a vocoder's config.json
 
 
 @dataclass
@@ -80,6 +83,39 @@ def check_hop_length(vocoder: SpeechT5HifiGan, hop_length: int) -> None:
             f"the vocoder's upsample_rates={rates} multiply to {prod(rates)}, but audio.hop_length is {hop_length}; "
             "make them equal"
         )
+
+
+def note_front_end(vocoder: SpeechT5HifiGan, audio: AudioConfig) -> SpeechT5HifiGan:
+    """Writes into the vocoder's config of which log-mels it makes sound."""
+    vocoder.config.update({name: getattr(audio, name) for name in NOTED})
+    return vocoder
+
+
+def front_end_of(vocoder: SpeechT5HifiGan) -> dict[str, Any]:
+    """The fields of AudioConfig that say of which log-mels a vocoder makes sound.
+
+    The hub's folders do not note all of them: theirs look at 1,024 samples and 0 Hz to 8 kHz, the 48 kHz variants at
+    2,048 samples and 20 Hz to 24 kHz (FACTS).
+    """
+    config = vocoder.config
+    top = config.sampling_rate / 2
+    assumed = (2048, 2048, 20.0, top) if config.sampling_rate > 16_000 else (1024, 1024, 0.0, top)
+    noted = {name: getattr(config, name, value) for name, value in zip(NOTED, assumed)}
+    return noted | {
+        "sample_rate": config.sampling_rate,
+        "hop_length": prod(config.upsample_rates),
+        "num_mel_bins": config.model_in_dim,
+    }
+
+
+def check_front_end(vocoder: SpeechT5HifiGan, audio: AudioConfig) -> None:
+    """Raises UserError where an experiment's log-mels are not those of a vocoder that it takes from elsewhere."""
+    for name, value in front_end_of(vocoder).items():
+        if value != getattr(audio, name):
+            raise UserError(
+                f"audio.{name} is {getattr(audio, name)}, but the vocoder that `from:` names was trained with {value}; "
+                "make them equal, or train a vocoder"
+            )
 
 
 def convolutions(vocoder: SpeechT5HifiGan) -> list[Any]:

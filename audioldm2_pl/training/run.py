@@ -26,6 +26,7 @@ from audioldm2_pl.checkpoints import ModelFolder
 from audioldm2_pl.config import ExperimentConfig, TrainerConfig, to_plain
 from audioldm2_pl.datamodule import AudioShards
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.models.vocoder import check_front_end
 from audioldm2_pl.seeds import seed_of
 from audioldm2_pl.training.audiomae import AudioMAEPretraining
 from audioldm2_pl.training.clap import CLAPPretraining
@@ -83,6 +84,8 @@ def train(experiment: ExperimentConfig, only: str | None = None) -> None:
     folder = ModelFolder(experiment.model_folder, experiment.from_, experiment.start_from)
     first_on_rank_zero(folder.take_given)
     first_on_rank_zero(lambda: folder.take_pretrained(experiment.conditioners))
+    if "vocoder" in folder.given:
+        check_front_end(folder.load("vocoder"), experiment.audio)
     stages = [only] if only else list(experiment.stages)
     for name in [name for name in stages if STAGE_GROUPS.get(name) in folder.given]:
         print(f"{name}: taken from {folder.given[STAGE_GROUPS[name]]}", flush=True)

@@ -25,6 +25,7 @@ from audioldm2_pl.models.vocoder import (
     build_vocoder,
     check_hop_length,
     finish_training,
+    note_front_end,
     prepare_for_training,
     vocode,
 )
@@ -149,4 +150,4 @@ class VocoderTraining(Stage):
         self.log_terms(terms | judged, len(batch["key"]))
 
     def parts(self) -> dict[str, Any]:
-        return {"vocoder": finish_training(self.vocoder)}
+        return {"vocoder": note_front_end(finish_training(self.vocoder), self.experiment.audio)}

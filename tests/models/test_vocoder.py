@@ -4,12 +4,16 @@ import pytest
 import torch
 from transformers import SpeechT5HifiGan
 
+from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models.vocoder import (
     VocoderConfig,
     build_vocoder,
+    check_front_end,
     check_hop_length,
     finish_training,
+    front_end_of,
+    note_front_end,
     prepare_for_training,
     vocode,
 )
@@ -89,3 +93,17 @@ def test_user_errors(vocoder):
         build_vocoder(VocoderConfig(upsample_kernel_sizes=[16, 16]))
     with pytest.raises(UserError, match="resblock_dilation_sizes"):
         build_vocoder(VocoderConfig(resblock_kernel_sizes=[3]))
+
+
+def test_the_folder_tells_of_which_log_mels_it_makes_sound(tmp_path, vocoder):
+    audio = AudioConfig(num_fft=512, window_length=400, mel_min_hz=50.0)
+    note_front_end(vocoder, audio).save_pretrained(tmp_path)
+    loaded = SpeechT5HifiGan.from_pretrained(tmp_path)
+    assert AudioConfig(**front_end_of(loaded)) == audio
+    check_front_end(loaded, audio)
+    with pytest.raises(UserError, match=r"audio.num_fft is 1024, but the vocoder .* was trained with 512"):
+        check_front_end(loaded, AudioConfig())
+
+
+def test_a_hub_folder_that_does_not_tell_has_the_published_front_end(vocoder):
+    check_front_end(vocoder, AudioConfig())
