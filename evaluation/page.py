@@ -23,7 +23,12 @@ SYSTEM_NAMES = {
     "text_to_audio": "From text",
     "shuffled_captions": "From text, captions shuffled",
 }
-SCORE_NAMES = {"class_accuracy": "Class heard", "order_accuracy": "Order heard"}
+SCORE_NAMES = {
+    "class_accuracy": "Class heard",
+    "order_accuracy": "Order heard",
+    "seconds": "Time of all stages and this report",
+    "peak_memory_gib": "Memory of the largest process",
+}
 ROWS_PER_CLASS = 2  # test clips shown
 ORDER_ROWS = 8  # two-event test clips shown
 MAX_MEDIA_BYTES = 12_000_000  # of audio and pictures in the page, as base64
@@ -96,6 +101,17 @@ def summary(results: dict) -> str:
     )
 
 
+def in_units(group: str, value: float | None, exact: bool = True) -> str:
+    """A score or a cost as people read it; a target needs no decimals."""
+    if value is None:
+        return "–"
+    if group == "seconds":
+        return duration(value)
+    if group == "peak_memory_gib":
+        return f"{value:.2f} GiB" if exact else f"{value:.0f} GiB"
+    return percent(value) if exact else f"{100 * value:.0f} %"
+
+
 def targets_table(targets: dict[str, dict]) -> str:
     marks = {
         True: '<span class="hit">✓ reached</span>',
@@ -104,11 +120,11 @@ def targets_table(targets: dict[str, dict]) -> str:
     }
     rows = []
     for key, target in targets.items():
-        group, system = key.split(".")
+        group, _, system = key.partition(".")
         bound = "≥" if target["bound"] == "at least" else "≤"
-        wanted = f"{bound} {100 * target['target']:.0f} %"
-        name = f"{SCORE_NAMES[group]} <small>{SYSTEM_NAMES[system]}</small>"
-        rows.append([name, f"<b>{percent(target['value'])}</b>", wanted, marks[target["reached"]]])
+        wanted = f"{bound} {in_units(group, target['target'], exact=False)}"
+        name = f"{SCORE_NAMES[group]} <small>{SYSTEM_NAMES.get(system, '')}</small>"
+        rows.append([name, f"<b>{in_units(group, target['value'])}</b>", wanted, marks[target["reached"]]])
     return table(["Score", "Measured", "Target", ""], rows)
 
 
