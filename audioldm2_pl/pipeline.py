@@ -152,8 +152,11 @@ class AudioLDM2:
         return log_mel_of(self.vae, latent)
 
     def vocode(self, log_mel: Tensor) -> Tensor:
-        """Log-mel (B, 1, F, M) => waveform (B, F · hop)."""
-        return griffin_lim(log_mel, self.audio) if self.by_griffin_lim else vocode(self.vocoder, log_mel)
+        """Log-mel (B, 1, F, M) => waveform (B, F · hop) in [-1, 1]."""
+        if not self.by_griffin_lim:
+            return vocode(self.vocoder, log_mel)
+        waveform = griffin_lim(log_mel, self.audio)
+        return waveform / waveform.abs().amax(1, keepdim=True).clamp(min=1.0)  # the network ends in tanh, this does not
 
     # ---- the whole way
 

@@ -77,6 +77,7 @@ def test_griffin_lim_takes_the_vocoders_place(smoke_run, model):
     log_mel = model.log_mel(torch.randn(1, 40_960) * 0.1)
     torch.testing.assert_close(by_algorithm.vocode(log_mel), griffin_lim(log_mel, model.audio))
     assert not torch.allclose(model.vocode(log_mel), by_algorithm.vocode(log_mel), atol=1e-3)
+    assert by_algorithm.vocode(log_mel + 5.0).abs().max() == 1.0  # scaled, not clipped
     with pytest.raises(UserError, match="choose one of folder, griffin-lim"):
         AudioLDM2.from_pretrained(smoke_run.model_folder, vocoder="wavenet")
 
