@@ -95,7 +95,7 @@ def front_end_of(vocoder: SpeechT5HifiGan) -> dict[str, Any]:
     """The fields of AudioConfig that say of which log-mels a vocoder makes sound.
 
     The hub's folders do not note all of them: theirs look at 1,024 samples and 0 Hz to 8 kHz, the 48 kHz variants at
-    2,048 samples and 20 Hz to 24 kHz (FACTS).
+    2,048 samples and 20 Hz to 24 kHz (FACTS B.1).
     """
     config = vocoder.config
     top = config.sampling_rate / 2
