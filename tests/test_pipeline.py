@@ -82,6 +82,12 @@ def test_griffin_lim_takes_the_vocoders_place(smoke_run, model):
         AudioLDM2.from_pretrained(smoke_run.model_folder, vocoder="wavenet")
 
 
+def test_a_vocoder_of_another_front_end_is_refused(smoke, smoke_run, tmp_path):
+    experiment = smoke(f"from.vocoder={smoke_run.model_folder}", "audio.num_fft=512", runs=tmp_path)
+    with pytest.raises(UserError, match=r"audio\.num_fft is 512, but the vocoder .* was trained with 1024"):
+        train(experiment, "vae")
+
+
 def test_given_loa_takes_gpt2s_place(latents):
     waveform = torch.randn(2, 40_960) * 0.1
     loa = latents.loa_of(waveform)
