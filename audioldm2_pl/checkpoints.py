@@ -155,6 +155,13 @@ def find_model(source: str | Path) -> Path:
         ) from None
 
 
+def forget_origin(config: Path) -> None:
+    """Takes out of a part's config.json where diffusers had read the part from: a place on one machine."""
+    content = json.loads(config.read_text()) if config.is_file() else {}
+    if content.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
 class ModelFolder:
     """A model folder under construction.
 
@@ -233,6 +240,7 @@ class ModelFolder:
         else:
             new.mkdir(parents=True)
             content.save_pretrained(new)
+            forget_origin(new / "config.json")
         shutil.rmtree(self.path / part, ignore_errors=True)
         new.rename(self.path / part)
         self.write_index()

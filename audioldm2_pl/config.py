@@ -27,13 +27,15 @@ from audioldm2_pl.models.vocoder import VocoderConfig
 from audioldm2_pl.phonemes import PhonemeConfig
 from audioldm2_pl.training.audiomae import AudioMAETrainingConfig
 from audioldm2_pl.training.clap import CLAPTrainingConfig
+from audioldm2_pl.training.decoder import DecoderTrainingConfig
 from audioldm2_pl.training.gpt2 import GPT2TrainingConfig
 from audioldm2_pl.training.joint import JointTrainingConfig
 from audioldm2_pl.training.ldm import LDMTrainingConfig
 from audioldm2_pl.training.vae import VAETrainingConfig
 from audioldm2_pl.training.vocoder import VocoderTrainingConfig
 
-STAGE_NAMES = ("clap", "audiomae", "vae", "vocoder", "ldm", "gpt2", "joint")  # in their order of training
+STAGE_NAMES = ("clap", "audiomae", "vae", "vocoder", "decoder", "ldm", "gpt2", "joint")  # in their order of training
+OPTIONAL = ("decoder",)  # trained only where `stages` names them
 
 
 @dataclass
@@ -53,6 +55,7 @@ class TrainingConfig:
     audiomae: AudioMAETrainingConfig = field(default_factory=AudioMAETrainingConfig)
     vae: VAETrainingConfig = field(default_factory=VAETrainingConfig)
     vocoder: VocoderTrainingConfig = field(default_factory=VocoderTrainingConfig)
+    decoder: DecoderTrainingConfig = field(default_factory=DecoderTrainingConfig)
     ldm: LDMTrainingConfig = field(default_factory=LDMTrainingConfig)
     gpt2: GPT2TrainingConfig = field(default_factory=GPT2TrainingConfig)
     joint: JointTrainingConfig = field(default_factory=JointTrainingConfig)
@@ -85,7 +88,9 @@ class ExperimentConfig:
     description: str = ""  # which row of which table, and the number to expect
     seed: int = 0  # every random draw follows from it
     runs: str = "runs"  # folder of all runs
-    stages: list[str] = field(default_factory=lambda: list(STAGE_NAMES))  # those to train, in order
+    stages: list[str] = field(  # those to train, in order
+        default_factory=lambda: [name for name in STAGE_NAMES if name not in OPTIONAL]
+    )
     from_: dict[str, str] = field(default_factory=dict)  # `from:` part -> model folder or hub id to take it from
     start_from: dict[str, str] = field(default_factory=dict)  # part -> where a stage's first weights come from
     audio: AudioConfig = field(default_factory=AudioConfig)

@@ -31,11 +31,13 @@ TRAINED = {
     "audiomae": ("audiomae",),
     "vae": ("vae", "vae discriminator"),
     "vocoder": ("vocoder", "vocoder discriminators"),
+    "decoder": ("vae decoder",),
     "ldm": ("unet", "t5"),
     "gpt2": ("loa generator", "t5", "phonemes"),
     "joint": ("unet", "loa generator", "t5", "phonemes"),
 }
 FROZEN = {
+    "decoder": ("vae",),
     "ldm": ("vae", "audiomae"),
     "gpt2": ("audiomae", "clap"),
     "joint": ("vae", "audiomae", "clap"),
@@ -59,6 +61,8 @@ def build_networks(experiment: ExperimentConfig) -> dict[str, nn.Module]:
             ),
             "unet": TUNet(experiment.unet),
         }
+        if "decoder" in experiment.stages:
+            networks["vae decoder"] = networks["vae"].decoder  # type: ignore[assignment]
         if experiment.conditioners.clap.pretrained is None:
             networks["clap"] = CLAP.build(experiment.conditioners.clap)
         if experiment.conditioners.t5.pretrained is None and not experiment.is_speech:
@@ -119,6 +123,12 @@ def activation_bytes(experiment: ExperimentConfig, stage: str, networks: dict[st
         if stage == "vae":
             log_mel = torch.empty(config.batch_size, 1, num_frames, audio.num_mel_bins)
             return saved_bytes(lambda: networks["vae"](log_mel))
+        if stage == "decoder":
+            r = experiment.vae.downsampling
+            latent = torch.empty(
+                config.batch_size, experiment.vae.latent_channels, num_frames // r, audio.num_mel_bins // r
+            )
+            return saved_bytes(lambda: networks["vae decoder"](latent))
         if stage == "vocoder":
             log_mel = torch.empty(config.batch_size, num_frames, audio.num_mel_bins)
             return saved_bytes(lambda: networks["vocoder"](log_mel))

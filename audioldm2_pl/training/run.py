@@ -30,6 +30,7 @@ from audioldm2_pl.models.vocoder import check_front_end
 from audioldm2_pl.seeds import seed_of
 from audioldm2_pl.training.audiomae import AudioMAEPretraining
 from audioldm2_pl.training.clap import CLAPPretraining
+from audioldm2_pl.training.decoder import DecoderFinetuning
 from audioldm2_pl.training.gpt2 import GPT2Finetuning
 from audioldm2_pl.training.joint import JointFinetuning
 from audioldm2_pl.training.ldm import LDMPretraining
@@ -44,6 +45,7 @@ STAGES: dict[str, type[Stage]] = {
     "audiomae": AudioMAEPretraining,
     "vae": VAETraining,
     "vocoder": VocoderTraining,
+    "decoder": DecoderFinetuning,
     "ldm": LDMPretraining,
     "gpt2": GPT2Finetuning,
     "joint": JointFinetuning,
@@ -62,6 +64,7 @@ DEPENDS_ON = {  # stage -> sections of the config beside its recipe that decide 
     "audiomae": ("audiomae",),
     "vae": ("vae",),
     "vocoder": ("vocoder",),
+    "decoder": ("vae",),
     "ldm": ("conditioners", "audiomae", "vae", "unet", "diffusion"),
     "gpt2": ("conditioners", "audiomae", "gpt2"),
     "joint": ("conditioners", "audiomae", "vae", "unet", "gpt2", "diffusion"),

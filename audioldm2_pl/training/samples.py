@@ -99,6 +99,7 @@ def seeds_of(experiment: ExperimentConfig, count: int) -> list[int]:
 HEARD: dict[str, Callable[[Stage, ModelFolder, dict[str, Any]], Tensor]] = {
     "vae": reconstructed,
     "vocoder": vocoded,
+    "decoder": reconstructed,
     "ldm": from_loa,
     "gpt2": from_text,
     "joint": from_text,

@@ -48,7 +48,7 @@ class StageConfig:
 
 
 class Stage(L.LightningModule):
-    """Base of the seven stages.
+    """Base of all stages.
 
     A stage registers what it trains as attributes; frozen networks go to the plain dict `self.frozen`, so that
     they are neither in the checkpoint nor under DDP.

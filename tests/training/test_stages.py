@@ -24,6 +24,7 @@ WRITES = {
     "audiomae": ("audiomae",),
     "vae": ("vae",),
     "vocoder": ("vocoder",),
+    "decoder": ("vae",),
     "ldm": ("unet", "text_encoder_2"),
     "gpt2": ("language_model", "projection_model"),
     "joint": ("unet", "language_model", "projection_model"),
@@ -34,7 +35,7 @@ def prepared(smoke, smoke_run, stage: str, tmp_path: Path, name: str, *overrides
     """A smoke experiment whose model folder already has all parts that `stage` starts from."""
     experiment = smoke(f"name={name}", *overrides, runs=tmp_path)
     shutil.copytree(smoke_run.model_folder, experiment.model_folder)
-    for part in WRITES[stage] if stage != "joint" else ():
+    for part in WRITES[stage] if stage not in ("decoder", "joint") else ():
         shutil.rmtree(experiment.model_folder / part)
     return experiment
 
@@ -84,7 +85,8 @@ def test_killed_and_resumed_ends_with_the_same_bits(stage, smoke, smoke_run, tmp
 
 
 @pytest.mark.parametrize(
-    ("stage", "share"), [("clap", 0.7), ("audiomae", 0.9), ("ldm", 0.9), ("gpt2", 0.5), ("joint", 0.9)]
+    ("stage", "share"),
+    [("clap", 0.7), ("audiomae", 0.9), ("decoder", 0.9), ("ldm", 0.9), ("gpt2", 0.5), ("joint", 0.9)],
 )
 def test_overfits_one_batch(stage, share, smoke_run):
     module, batch = start(smoke_run, stage)
@@ -248,7 +250,7 @@ def test_ema_warms_up_and_is_put_back():
 def test_groups_cover_all_written_parts():
     known = {part for parts in GROUPS.values() for part in parts}
     assert {part for parts in WRITES.values() for part in parts} <= known
-    assert set(run.STAGE_GROUPS) | {"joint"} == set(STAGES)
+    assert set(run.STAGE_GROUPS) | {"decoder", "joint"} == set(STAGES)
 
 
 def test_tensorboard_and_offline_wandb_are_written_when_asked(smoke, smoke_run, tmp_path, monkeypatch):

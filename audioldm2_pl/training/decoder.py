@@ -1,0 +1,82 @@
+"""Stage `decoder`: the VAE's decoder goes on learning, for latents that are not quite those of its encoder.
+
+A T-UNet's latents are off by some noise. A decoder that has seen only its own encoder's takes the error for sound; one
+that has seen noisy latents does not. The encoder rests, so that latents stay what they were: a T-UNet that was
+trained on them before goes on to fit.
+
+Letters: B batch, T samples, F frames, M mel bins.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audioldm2_pl.audio import LogMel
+from audioldm2_pl.models.vae import encode, log_mel_of
+from audioldm2_pl.seeds import draw_rows
+from audioldm2_pl.training.optimizer import OptimizerConfig
+from audioldm2_pl.training.stage import Stage, StageConfig
+
+CELL = 8  # frames and mel bins over which roughness is averaged
+
+
+@dataclass
+class DecoderTrainingConfig(StageConfig):
+    """Ours; the authors decode with the VAE as its stage left it."""
+
+    batches: int = 20_000
+    batch_size: int = 4
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(name="adam", learning_rate=1e-4, betas=(0.5, 0.9), decay="cosine")
+    )
+    loss_weights: dict[str, float] = field(default_factory=lambda: {"reconstruction": 1.0, "roughness": 0.5})
+    latent_noise: float = 0.6  # each clip's latents, of unit std, get noise of a std drawn from [0, this]
+
+
+def roughness(log_mel: Tensor) -> Tensor:
+    """How much neighbours of a log-mel (B, 1, F, M) differ, averaged over cells: in time (B, 1, F / 8, M / 8), in
+    frequency the same, one after the other in one row, (B, N).
+
+    The likeliest log-mel of rain is smooth, as all averages are; its roughness tells it from a hum.
+    """
+    in_time = (log_mel[:, :, 1:] - log_mel[:, :, :-1]).abs()  # (B, 1, F - 1, M)
+    in_frequency = (log_mel[..., 1:] - log_mel[..., :-1]).abs()  # (B, 1, F, M - 1)
+    return torch.cat([F.avg_pool2d(x, CELL).flatten(1) for x in (in_time, in_frequency)], dim=1)
+
+
+class DecoderFinetuning(Stage):
+    """Trains the VAE's decoder alone, with noise on the latents."""
+
+    name = "decoder"
+    averaged = ("decoder",)
+
+    def __init__(self, experiment, folder):
+        super().__init__(experiment, folder)
+        vae = folder.load("vae")
+        self.freeze(vae=vae)
+        self.decoder = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
+        self.log_mel = LogMel(experiment.audio)
+
+    def noisy_latent(self, log_mel: Tensor) -> Tensor:
+        """log-mel (B, 1, F, M) => scaled latent (B, C, F / r, M / r): a posterior sample, and noise on it."""
+        vae = self.frozen["vae"]
+        with torch.no_grad():
+            posterior = encode(vae, log_mel)  # type: ignore[arg-type]
+        mean, scaling_factor = posterior.mean, vae.config["scaling_factor"]  # type: ignore[index]
+        own, added = (draw_rows(lambda n: torch.randn(n, *mean.shape[1:], device=mean.device), len(mean)) for _ in "12")
+        strength = self.config.latent_noise * draw_rows(lambda n: torch.rand(n, 1, 1, 1, device=mean.device), len(mean))
+        return (mean + posterior.std * own) * scaling_factor + strength * added
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        log_mel = self.log_mel(batch["waveform"])
+        reconstruction = log_mel_of(self.frozen["vae"], self.noisy_latent(log_mel))  # type: ignore[arg-type]
+        return {
+            "reconstruction": F.l1_loss(reconstruction, log_mel),
+            "roughness": F.l1_loss(roughness(reconstruction), roughness(log_mel)),
+        }
+
+    def parts(self) -> dict[str, Any]:
+        return {"vae": self.frozen["vae"]}
