@@ -2,8 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
-# some wheels are hundreds of megabytes
-export PIP_RESUME_RETRIES ?= 30
 
 .PHONY: setup demo test lint esc10 parity bench bench-eval bench-data clean
 
