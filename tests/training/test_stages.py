@@ -264,13 +264,13 @@ def test_tensorboard_and_offline_wandb_are_written_when_asked(smoke, smoke_run, 
 
 
 def test_stages_side_by_side_end_like_one_after_the_other(smoke, smoke_run, tmp_path):
-    experiment = smoke("stages=[audiomae,vae]", "trainer.parallel_stages=2", runs=tmp_path)
+    experiment = smoke("stages=[audiomae,vocoder]", "trainer.parallel_stages=2", runs=tmp_path)
     train(experiment)
-    for stage in ("audiomae", "vae"):
+    for stage in ("audiomae", "vocoder"):
         expected, beside = weights(smoke_run, stage), weights(experiment, stage)
         assert all(torch.allclose(beside[key], expected[key], atol=1e-6) for key in expected)
-    assert {path.stem for path in (experiment.run_folder / "stages").iterdir()} == {"audiomae", "vae"}
-    assert '"vae"' in (experiment.model_folder / "model_index.json").read_text()
+    assert {path.stem for path in (experiment.run_folder / "stages").iterdir()} == {"audiomae", "vocoder"}
+    assert '"vocoder"' in (experiment.model_folder / "model_index.json").read_text()
 
 
 def test_a_bad_clip_stops_stages_side_by_side_with_a_plain_error(smoke, shards, tmp_path):
