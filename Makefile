@@ -19,7 +19,7 @@ demo: .venv/.ready
 	$(BIN)/audioldm2 train experiments/demo.yaml
 	$(BIN)/python -m evaluation report experiments/demo.yaml
 
-# 240 real clips -> all seven stages -> 16 clips a class -> an outside judge: docs/results/esc10.json (waveforms by
+# 240 real clips -> all stages -> 16 clips a class -> an outside judge: docs/results/esc10.json (waveforms by
 # Griffin and Lim's algorithm) and docs/results/esc10_hifigan.json (by the vocoder)
 ESC10 ?= ../shared/data/esc10
 SCORER ?= ../shared/tools/yamnet_score.py

@@ -1,8 +1,7 @@
 """Stage `decoder`: the VAE's decoder goes on learning, for latents that are not quite those of its encoder.
 
-A T-UNet's latents are off by some noise. A decoder that has seen only its own encoder's takes the error for sound; one
-that has seen noisy latents does not. The encoder rests, so that latents stay what they were: a T-UNet that was
-trained on them before goes on to fit.
+A T-UNet's latents are off by some error, which noise on the encoder's stands for here. The encoder rests, so that latents
+stay what they were: a T-UNet that was trained on them before goes on to fit.
 
 Letters: B batch, T samples, F frames, M mel bins.
 """
@@ -25,7 +24,7 @@ CELL = 8  # frames and mel bins over which roughness is averaged
 
 @dataclass
 class DecoderTrainingConfig(StageConfig):
-    """Ours; the authors decode with the VAE as its stage left it."""
+    """Ours, not measured at full size; the authors decode with the VAE as its stage left it."""
 
     batches: int = 20_000
     batch_size: int = 4
@@ -37,8 +36,7 @@ class DecoderTrainingConfig(StageConfig):
 
 
 def roughness(log_mel: Tensor) -> Tensor:
-    """How much neighbours of a log-mel (B, 1, F, M) differ, averaged over cells: in time (B, 1, F / 8, M / 8), in
-    frequency the same, one after the other in one row, (B, N).
+    """log-mel (B, 1, F, M) => how much neighbours differ, in time and then in frequency, the mean of each cell (B, N).
 
     The likeliest log-mel of rain is smooth, as all averages are; its roughness tells it from a hum.
     """
