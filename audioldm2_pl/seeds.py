@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, distributed
 
 
@@ -22,3 +23,11 @@ def draw_rows(draw: Callable[[int], Tensor], batch_size: int) -> Tensor:
         return draw(batch_size)
     world_size, rank = distributed.get_world_size(), distributed.get_rank()
     return draw(batch_size * world_size)[rank::world_size]
+
+
+def noise_like(x: Tensor) -> Tensor:
+    """Normal noise (B, ...) of the shape of `x`, by `draw_rows`.
+
+    Not randn_like, which fills in the order of memory: that may differ between a cached latent and a fresh one.
+    """
+    return draw_rows(lambda n: torch.randn(n, *x.shape[1:], device=x.device), len(x))

@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, DDPMScheduler  # pyright: ignore[reportPriv
 from torch import Tensor
 
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.seeds import draw_rows
+from audioldm2_pl.seeds import draw_rows, noise_like
 
 # Name in the YAML -> diffusers' scheduler and what it is built with.
 SAMPLERS: dict[str, tuple[str, dict]] = {
@@ -94,7 +94,7 @@ def diffusion_loss(config: DiffusionConfig, predict: Callable[[Tensor, Tensor], 
     """Mean squared error at a random timestep of each clip (Equation 7). `predict(noisy latent, timestep)`."""
     timestep = draw_rows(lambda n: torch.randint(config.num_timesteps, (n,), device=latent.device), len(latent))
     share = signal_shares(config).to(latent.device)[timestep]
-    noise = draw_rows(lambda n: torch.randn(n, *latent.shape[1:], device=latent.device), len(latent))
+    noise = noise_like(latent)
     predicted = predict(q_sample(latent, noise, share), timestep)
     return F.mse_loss(predicted.float(), diffusion_target(config, latent, noise, share))
 

@@ -1,7 +1,7 @@
 """Stage `decoder`: the VAE's decoder goes on learning, for latents that are not quite those of its encoder.
 
-A T-UNet's latents are off by some error, which noise on the encoder's stands for here. The encoder rests, so that latents
-stay what they were: a T-UNet that was trained on them before goes on to fit.
+A T-UNet's latents are off by some error, which noise on the encoder's stands for here. The encoder rests, so that
+latents stay what they were: a T-UNet that was trained on them before goes on to fit.
 
 Letters: B batch, T samples, F frames, M mel bins.
 """
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from audioldm2_pl.audio import LogMel
 from audioldm2_pl.models.vae import encode, log_mel_of
-from audioldm2_pl.seeds import draw_rows
+from audioldm2_pl.seeds import draw_rows, noise_like
+from audioldm2_pl.training.ldm import draw_latent
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
 
@@ -60,13 +61,11 @@ class DecoderFinetuning(Stage):
 
     def noisy_latent(self, log_mel: Tensor) -> Tensor:
         """log-mel (B, 1, F, M) => scaled latent (B, C, F / r, M / r): a posterior sample, and noise on it."""
-        vae = self.frozen["vae"]
-        with torch.no_grad():
-            posterior = encode(vae, log_mel)  # type: ignore[arg-type]
-        mean, scaling_factor = posterior.mean, vae.config["scaling_factor"]  # type: ignore[index]
-        own, added = (draw_rows(lambda n: torch.randn(n, *mean.shape[1:], device=mean.device), len(mean)) for _ in "12")
-        strength = self.config.latent_noise * draw_rows(lambda n: torch.rand(n, 1, 1, 1, device=mean.device), len(mean))
-        return (mean + posterior.std * own) * scaling_factor + strength * added
+        posterior = encode(self.frozen["vae"], log_mel)  # type: ignore[arg-type]
+        latent = draw_latent(self.frozen, {"mean": posterior.mean, "std": posterior.std})
+        noise = noise_like(latent)
+        strength = draw_rows(lambda n: torch.rand(n, 1, 1, 1, device=latent.device), len(latent))
+        return latent + self.config.latent_noise * strength * noise
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         log_mel = self.log_mel(batch["waveform"])

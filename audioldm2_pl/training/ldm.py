@@ -15,7 +15,7 @@ from audioldm2_pl.models.condition import Condition
 from audioldm2_pl.models.diffusion import build_scheduler, diffusion_loss, draw_dropped
 from audioldm2_pl.models.unet import TUNet
 from audioldm2_pl.models.vae import encode
-from audioldm2_pl.seeds import draw_rows
+from audioldm2_pl.seeds import noise_like
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
 from audioldm2_pl.training.words import WORDS, learning_words, take_words, words_parts
@@ -49,9 +49,7 @@ def encode_audio(frozen: dict[str, Any], waveform: Tensor) -> dict[str, Tensor]:
 def draw_latent(frozen: dict[str, Any], features: dict[str, Tensor]) -> Tensor:
     """A sample of the posterior, scaled to unit variance, (B, C, H, W)."""
     mean = features["mean"]
-    # not randn_like, which fills in the order of memory: that may differ between a cached latent and a fresh one
-    noise = draw_rows(lambda n: torch.randn(n, *mean.shape[1:], device=mean.device), len(mean))
-    latent = mean + features["std"] * noise
+    latent = mean + features["std"] * noise_like(mean)
     return latent * frozen["vae"].config.scaling_factor
 
 

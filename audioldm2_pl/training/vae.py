@@ -26,7 +26,7 @@ from audioldm2_pl.models.discriminators import (
     hinge_generator_loss,
 )
 from audioldm2_pl.models.vae import build_vae, encode, measure_scaling_factor
-from audioldm2_pl.seeds import draw_rows, seed_of
+from audioldm2_pl.seeds import noise_like, seed_of
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
 
@@ -71,9 +71,7 @@ class VAETraining(Stage):
         """waveform (B, T) => log-mel, its reconstruction from a posterior sample (both (B, 1, F, M)), posterior."""
         log_mel = self.log_mel(waveform)
         posterior = encode(self.vae, log_mel)
-        mean = posterior.mean
-        noise = draw_rows(lambda n: torch.randn(n, *mean.shape[1:], device=mean.device), len(mean))
-        latent = mean + posterior.std * noise.to(mean)
+        latent = posterior.mean + posterior.std * noise_like(posterior.mean)
         reconstruction = self.vae.decode(latent, return_dict=False)[0].float()  # type: ignore[arg-type]
         return log_mel, reconstruction, posterior
 
