@@ -21,6 +21,7 @@ from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
 
 CELL = 8  # frames and mel bins over which roughness is averaged
+LAGS = (1, 2, 3, 4, 6, 8)  # frames or mel bins between the two that roughness compares
 
 
 @dataclass
@@ -37,13 +38,14 @@ class DecoderTrainingConfig(StageConfig):
 
 
 def roughness(log_mel: Tensor) -> Tensor:
-    """log-mel (B, 1, F, M) => how much neighbours differ, in time and then in frequency, the mean of each cell (B, N).
+    """log-mel (B, 1, F, M) => how much those LAGS apart differ, in time, then in frequency, each cell's mean (B, N).
 
-    The likeliest log-mel of rain is smooth, as all averages are; its roughness tells it from a hum.
+    The likeliest log-mel of rain is smooth, as all averages are; its roughness tells it from a hum. Neighbours alone
+    would not: a pattern that repeats with every latent is as rough, and buzzes at that rate.
     """
-    in_time = (log_mel[:, :, 1:] - log_mel[:, :, :-1]).abs()  # (B, 1, F - 1, M)
-    in_frequency = (log_mel[..., 1:] - log_mel[..., :-1]).abs()  # (B, 1, F, M - 1)
-    return torch.cat([F.avg_pool2d(x, CELL).flatten(1) for x in (in_time, in_frequency)], dim=1)
+    in_time = [log_mel[:, :, lag:] - log_mel[:, :, :-lag] for lag in LAGS]  # (B, 1, F - lag, M) each
+    in_frequency = [log_mel[..., lag:] - log_mel[..., :-lag] for lag in LAGS]  # (B, 1, F, M - lag) each
+    return torch.cat([F.avg_pool2d(x.abs(), CELL).flatten(1) for x in in_time + in_frequency], dim=1)
 
 
 class DecoderFinetuning(Stage):

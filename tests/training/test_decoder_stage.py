@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from audioldm2_pl.checkpoints import ModelFolder
 from audioldm2_pl.config import ExperimentConfig
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.training.decoder import DecoderFinetuning, roughness
+from audioldm2_pl.training.decoder import LAGS, DecoderFinetuning, roughness
 from audioldm2_pl.training.run import train
 
 
@@ -65,6 +65,15 @@ def test_noise_has_the_asked_for_strength_and_gives_the_encoder_no_gradient(smok
 def test_roughness_tells_noise_from_its_mean():
     noise = torch.randn(2, 1, 64, 64)
     assert roughness(torch.zeros(2, 1, 64, 64)).abs().max() == 0.0
-    assert roughness(noise).shape == (2, 2 * 7 * 8)  # 63 differences make seven whole cells, and 64 values eight
+    cells = 7 * 8  # of 63 to 56 differences in a row, seven whole cells; of 64 values, eight
+    assert roughness(noise).shape == (2, 2 * len(LAGS) * cells)
     assert roughness(noise).mean() == pytest.approx(2 / torch.pi**0.5, rel=0.05)  # mean |a - b| of two normal draws
     assert torch.allclose(roughness(3 * noise + 1), 3 * roughness(noise), rtol=1e-4)
+
+
+def test_roughness_tells_noise_from_a_pattern_that_repeats():
+    noise = torch.randn(2, 1, 64, 64)
+    pattern = noise[:, :, :4, :4].tile(1, 1, 16, 16)  # as rough between neighbours, and the same every four
+    by_lag = roughness(pattern).unflatten(1, (2, len(LAGS), -1)).mean((0, 1, 3))  # (lags,)
+    assert by_lag[LAGS.index(1)] > 0.8
+    assert by_lag[LAGS.index(4)] == by_lag[LAGS.index(8)] == 0.0
