@@ -15,7 +15,7 @@ from audioldm2_pl.models.condition import Condition
 from audioldm2_pl.models.diffusion import build_scheduler, diffusion_loss, draw_dropped
 from audioldm2_pl.models.unet import TUNet
 from audioldm2_pl.models.vae import encode
-from audioldm2_pl.seeds import noise_like
+from audioldm2_pl.seeds import draw_rows, noise_like
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
 from audioldm2_pl.training.words import WORDS, learning_words, take_words, words_parts
@@ -33,6 +33,7 @@ class LDMTrainingConfig(StageConfig):
     loss_weights: dict[str, float] = field(default_factory=lambda: {"diffusion": 1.0})
     ema_decay: float | None = 0.9999
     poolings: list[int] = field(default_factory=lambda: [1, 2, 4, 8])  # λ, one drawn for each batch
+    loa_dropout: float = 0.0  # probability that a clip's LOA alone is left out, so that its words have to tell
 
 
 def encode_latent(frozen: dict[str, Any], waveform: Tensor) -> dict[str, Tensor]:
@@ -80,6 +81,14 @@ def unet_conditions(
     return conditions
 
 
+def without_loa(loa: Tensor, probability: float) -> Tensor:
+    """LOA (B, L, D), that of some clips zero; draws nothing where the probability is 0."""
+    if probability == 0.0:
+        return loa
+    left_out = draw_rows(lambda n: torch.rand(n, 1, 1, device=loa.device), len(loa)) < probability
+    return loa.masked_fill(left_out, 0.0)
+
+
 def film_of(clap: Any, sound: Tensor, dropped: Tensor) -> Tensor:
     """AudioLDM 1's condition: CLAP's embedding of each sound (B, D), of a dropped one that of the text ""."""
     nothing = clap.encode_text([""]).embedding[:, 0]
@@ -111,7 +120,6 @@ class LDMPretraining(Stage):
             self.freeze(audiomae=folder.load("audiomae"), fbank=Fbank(experiment.audio))
         if not self.is_audioldm1 and not experiment.is_speech:  # whose T-UNet reads LOA alone
             take_words(self, anew=True)
-        self.poolings = experiment.training.ldm.poolings
         self.averaged = ("unet", *learning_words(self))
 
     @property
@@ -133,7 +141,8 @@ class LDMPretraining(Stage):
         if self.is_audioldm1:
             conditions, film = [], film_of(self.frozen["clap"], features["clap"], dropped)
         else:
-            loa, words = pool_loa(features["grid"], random.choice(self.poolings)), stored_words(features)
+            loa = pool_loa(features["grid"], random.choice(self.config.poolings))
+            loa, words = without_loa(loa, self.config.loa_dropout), stored_words(features)
             conditions, film = unet_conditions(loa, batch["text"], self.network("t5"), dropped, words), None
         loss = diffusion_loss(self.experiment.diffusion, lambda z, t: self.unet(z, t, conditions, film), latent)
         return {"diffusion": loss}
