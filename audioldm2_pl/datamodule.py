@@ -1,6 +1,7 @@
 """Shards in, batches out: {"waveform" (B, T), "text", "transcript", "key"}.
 
-Of encoded clips (see `encoded_shards`) "features", name -> (B, ...), stand in the waveform's place.
+Of encoded clips (see `encoded_shards`) "features", name -> (B, ...), stand in the waveform's place; where the stage
+keeps every clip's features itself, nothing does.
 
 The shard format. A split is a folder of uncompressed tars and an index.json:
 
@@ -87,7 +88,8 @@ class ClipStream(IterableDataset):
 
     def __init__(self, folders: Sequence[ShardFolder], audio: AudioConfig, num_samples: int, seed: int, batch_size: int,
                  start: int | None, rank: int = 0, world_size: int = 1,
-                 weights: Sequence[float] = (), quarantine: Quarantine | None = None):  # fmt: skip
+                 weights: Sequence[float] = (), quarantine: Quarantine | None = None,
+                 with_sound: bool = True):  # fmt: skip
         self.folders = folders
         self.audio = audio
         self.num_samples = num_samples
@@ -98,6 +100,7 @@ class ClipStream(IterableDataset):
         self.world_size = world_size
         self.weights = weights
         self.quarantine = quarantine or Quarantine(folders)
+        self.with_sound = with_sound
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
@@ -147,7 +150,7 @@ class ClipStream(IterableDataset):
         if (folder.shard_path(shard), clip) in self.quarantine:
             return None
         try:
-            return folder.load(shard, clip)
+            return folder.load(shard, clip) if self.with_sound else folder.load_words(shard, clip)
         except BadClip as bad:
             self.quarantine.add(folder, shard, clip, bad)
             return None
@@ -165,7 +168,8 @@ class ClipStream(IterableDataset):
     def prepare(self, clip: dict[str, Any], position: int) -> dict[str, Any]:
         """Crop, resample, level and choose a caption; the draws follow from (seed, position)."""
         rng = np.random.default_rng((self.seed, position, 1))
-        if "features" not in clip:
+        sound = {}
+        if "waveform" in clip:
             sound = {"waveform": torch.from_numpy(self.cut(clip["waveform"], clip["sample_rate"], rng))}
         captions = captions_of(clip)
         caption = int(rng.integers(len(captions)))
@@ -207,7 +211,7 @@ def collate(clips: list[dict[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {name: [clip[name] for clip in clips] for name in ("text", "transcript", "key")}
     if "features" in clips[0]:
         batch["features"] = stack_features([clip["features"] for clip in clips])
-    else:
+    elif "waveform" in clips[0]:
         batch["waveform"] = torch.stack([clip["waveform"] for clip in clips])  # (B, T)
     return batch
 
@@ -253,16 +257,17 @@ class AudioShards(L.LightningDataModule):
                 raise UserError(f"{folder.path}: holds no clips; take it out of data.train")
         self.quarantine = Quarantine(self.train, data.max_bad_fraction, quarantine)
         self.test_quarantine: Quarantine | None = None
+        self.with_sound = True
         self.start = 0  # position of the next clip
         self.batches = 0  # that were trained on before it
 
     def stream(
         self, folders: Sequence[ShardFolder], quarantine: Quarantine, start: int | None, rank: int = 0,
-        world_size: int = 1,
+        world_size: int = 1, with_sound: bool = True,
     ) -> ClipStream:  # fmt: skip
         return ClipStream(
             folders, self.audio, self.num_samples, self.seed, self.batch_size, start, rank, world_size,
-            self.data.weights, quarantine,
+            self.data.weights, quarantine, with_sound,
         )  # fmt: skip
 
     def loader(self, stream: ClipStream) -> DataLoader:
@@ -272,7 +277,8 @@ class AudioShards(L.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader:
-        return self.loader(self.stream(self.train, self.quarantine, self.start, *self.rank_and_world_size()))
+        place = (self.start, *self.rank_and_world_size())
+        return self.loader(self.stream(self.train, self.quarantine, *place, with_sound=self.with_sound))
 
     def val_dataloader(self) -> DataLoader | list:
         if self.data.test is None:
@@ -288,6 +294,13 @@ class AudioShards(L.LightningDataModule):
         """
         self.check_whole("cache_features needs whole clips, set it to false")
         return self.loader(self.stream(self.train, self.quarantine, None))
+
+    def leave_out_sound(self) -> None:
+        """From now on training batches have no waveform, and no sound is decoded: the stage has all clips' features.
+
+        Only after a pass in `storage_order`, which has put clips whose sound is bad in quarantine.
+        """
+        self.with_sound = False
 
     def check_whole(self, advice: str) -> None:
         """UserError where clips are longer than a training clip."""

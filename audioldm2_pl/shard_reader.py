@@ -157,13 +157,24 @@ class ShardFolder:
         A txt member is the caption where the JSON has none; an npy member x.npy becomes the field x.
         """
         key, members = self.place(shard, clip)
+        fields = self.fields_of(shard, key, members)
+        self.check(key, fields)
+        return {**fields, "key": key}
+
+    def load_words(self, shard: int, clip: int) -> dict[str, Any]:
+        """What `load` says of a clip that it has read before, without its sound; nothing is checked again."""
+        key, members = self.place(shard, clip)
+        words = {suffix: place for suffix, place in members.items() if suffix not in SOUNDS}
+        return {**self.fields_of(shard, key, words), "key": key}
+
+    def fields_of(self, shard: int, key: str, members: Members) -> dict[str, Any]:
+        """What the members hold, or BadClip."""
         fields: dict[str, Any] = {}
         for suffix in sorted(members):
             fields |= self.fields(key, suffix, self.content(shard, key, members[suffix]))
         if "txt" in members and "text" not in fields and "captions" not in fields:
             fields["text"] = fields["txt"]
-        self.check(key, fields)
-        return {**fields, "key": key}
+        return fields
 
     def lack(self, members: Members) -> str | None:
         """What a clip lacks to be one, or None."""

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from audioldm2_pl import shard_reader
 from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.clip_order import endless_order, weighted_order
 from audioldm2_pl.datamodule import AudioShards, ClipStream, DataConfig, ShardFolder, draw_crop
@@ -247,6 +248,16 @@ def test_storage_order_has_each_clip_once_as_the_shards_hold_them(shards):
     keys = [key for batch in data.storage_order() for key in batch["key"]]
     folder = ShardFolder(shards / "train")
     assert keys == [key for shard in range(3) for key, _ in folder.clips(shard)]
+
+
+def test_left_out_sound_is_not_decoded_and_changes_no_caption(corpus, shards, monkeypatch):
+    loud, silent = (AudioShards(DataConfig([str(corpus)], str(shards / "test")), AUDIO, 0, 2) for _ in range(2))
+    expected = take(loud.train_dataloader(), 12)
+    silent.leave_out_sound()
+    assert "waveform" in next(iter(silent.storage_order())) and "waveform" in next(iter(silent.val_dataloader()))
+    monkeypatch.setattr(shard_reader, "decode_sound", None)
+    for batch, other in zip(take(silent.train_dataloader(), 12), expected, strict=True):
+        assert batch == {name: value for name, value in other.items() if name != "waveform"}
 
 
 def test_storage_order_refuses_crops(shards):

@@ -123,6 +123,7 @@ class Stage(L.LightningModule):
             self.trainer.datamodule.read_encoded(self.encoded, texts, self.folder.path)  # type: ignore[attr-defined]
         elif self.config.cache_features:
             self.fill_cache()
+            self.trainer.datamodule.leave_out_sound()  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def fill_cache(self) -> None:
