@@ -19,7 +19,7 @@ steps; in validation a bad clip is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -41,6 +41,7 @@ from audioldm2_pl.shard_reader import BadClip, ShardFolder, captions_of
 
 SILENCE = 1e-4  # a crop whose peak is below this is drawn again
 CROP_TRIES = 10  # draws before a silent crop is taken after all
+STORAGE_BATCH = 16  # clips of a batch in storage order: one number for all stages, which share what they make of them
 BATCHES_AHEAD = 4  # remote shards are fetched at least so many global batches before their clips are read
 
 
@@ -89,7 +90,7 @@ class ClipStream(IterableDataset):
     def __init__(self, folders: Sequence[ShardFolder], audio: AudioConfig, num_samples: int, seed: int, batch_size: int,
                  start: int | None, rank: int = 0, world_size: int = 1,
                  weights: Sequence[float] = (), quarantine: Quarantine | None = None,
-                 with_sound: bool = True):  # fmt: skip
+                 silent: Container[str] = ()):  # fmt: skip
         self.folders = folders
         self.audio = audio
         self.num_samples = num_samples
@@ -100,7 +101,7 @@ class ClipStream(IterableDataset):
         self.world_size = world_size
         self.weights = weights
         self.quarantine = quarantine or Quarantine(folders)
-        self.with_sound = with_sound
+        self.silent = silent  # keys of clips that come without their sound
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
@@ -150,7 +151,7 @@ class ClipStream(IterableDataset):
         if (folder.shard_path(shard), clip) in self.quarantine:
             return None
         try:
-            return folder.load(shard, clip) if self.with_sound else folder.load_words(shard, clip)
+            return folder.load(shard, clip, self.silent)
         except BadClip as bad:
             self.quarantine.add(folder, shard, clip, bad)
             return None
@@ -257,17 +258,17 @@ class AudioShards(L.LightningDataModule):
                 raise UserError(f"{folder.path}: holds no clips; take it out of data.train")
         self.quarantine = Quarantine(self.train, data.max_bad_fraction, quarantine)
         self.test_quarantine: Quarantine | None = None
-        self.with_sound = True
+        self.silent: Container[str] = ()  # keys of training clips whose sound the stage does not need
         self.start = 0  # position of the next clip
         self.batches = 0  # that were trained on before it
 
     def stream(
         self, folders: Sequence[ShardFolder], quarantine: Quarantine, start: int | None, rank: int = 0,
-        world_size: int = 1, with_sound: bool = True,
+        world_size: int = 1, silent: Container[str] = (),
     ) -> ClipStream:  # fmt: skip
         return ClipStream(
             folders, self.audio, self.num_samples, self.seed, self.batch_size, start, rank, world_size,
-            self.data.weights, quarantine, with_sound,
+            self.data.weights, quarantine, silent,
         )  # fmt: skip
 
     def loader(self, stream: ClipStream) -> DataLoader:
@@ -278,7 +279,7 @@ class AudioShards(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         place = (self.start, *self.rank_and_world_size())
-        return self.loader(self.stream(self.train, self.quarantine, *place, with_sound=self.with_sound))
+        return self.loader(self.stream(self.train, self.quarantine, *place, silent=self.silent))
 
     def val_dataloader(self) -> DataLoader | list:
         if self.data.test is None:
@@ -293,14 +294,13 @@ class AudioShards(L.LightningDataModule):
         Raises UserError where clips are longer than a training clip, since a cached crop would never change.
         """
         self.check_whole("cache_features needs whole clips, set it to false")
-        return self.loader(self.stream(self.train, self.quarantine, None))
+        stream = self.stream(self.train, self.quarantine, None)
+        stream.batch_size = STORAGE_BATCH
+        return self.loader(stream)
 
-    def leave_out_sound(self) -> None:
-        """From now on training batches have no waveform, and no sound is decoded: the stage has all clips' features.
-
-        Only after a pass in `storage_order`, which has put clips whose sound is bad in quarantine.
-        """
-        self.with_sound = False
+    def leave_out_sound(self, keys: Container[str]) -> None:
+        """From now on these clips come to training without their waveforms, which are not decoded."""
+        self.silent = keys
 
     def check_whole(self, advice: str) -> None:
         """UserError where clips are longer than a training clip."""

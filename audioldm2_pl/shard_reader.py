@@ -14,6 +14,7 @@ import os
 import re
 import tarfile
 from collections import OrderedDict
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -151,30 +152,21 @@ class ShardFolder:
             )
         return clips
 
-    def load(self, shard: int, clip: int) -> dict[str, Any]:
+    def load(self, shard: int, clip: int, silent: Container[str] = ()) -> dict[str, Any]:
         """One clip: {"key", "waveform" (T,) at its own rate, "sample_rate", and the JSON's fields}, or BadClip.
 
-        A txt member is the caption where the JSON has none; an npy member x.npy becomes the field x.
+        A txt member is the caption where the JSON has none; an npy member x.npy becomes the field x. A clip whose key
+        is in `silent` comes without its sound.
         """
         key, members = self.place(shard, clip)
-        fields = self.fields_of(shard, key, members)
-        self.check(key, fields)
-        return {**fields, "key": key}
-
-    def load_words(self, shard: int, clip: int) -> dict[str, Any]:
-        """What `load` says of a clip that it has read before, without its sound; nothing is checked again."""
-        key, members = self.place(shard, clip)
-        words = {suffix: place for suffix, place in members.items() if suffix not in SOUNDS}
-        return {**self.fields_of(shard, key, words), "key": key}
-
-    def fields_of(self, shard: int, key: str, members: Members) -> dict[str, Any]:
-        """What the members hold, or BadClip."""
         fields: dict[str, Any] = {}
         for suffix in sorted(members):
-            fields |= self.fields(key, suffix, self.content(shard, key, members[suffix]))
+            if suffix not in SOUNDS or key not in silent:
+                fields |= self.fields(key, suffix, self.content(shard, key, members[suffix]))
         if "txt" in members and "text" not in fields and "captions" not in fields:
             fields["text"] = fields["txt"]
-        return fields
+        self.check(key, fields)
+        return {**fields, "key": key}
 
     def lack(self, members: Members) -> str | None:
         """What a clip lacks to be one, or None."""
@@ -212,6 +204,12 @@ class ShardFolder:
 
     def check(self, key: str, fields: dict[str, Any]) -> None:
         """BadClip where a decoded clip cannot be trained on."""
+        try:
+            captions_of(fields)
+        except ValueError as error:
+            raise BadClip(key, str(error)) from None
+        if "waveform" not in fields:
+            return
         waveform, rate = fields["waveform"], fields["sample_rate"]
         if self.sample_rate is not None and rate != self.sample_rate:
             raise BadClip(key, f"wrong rate ({rate} Hz where index.json says {self.sample_rate})")
@@ -220,10 +218,6 @@ class ShardFolder:
         # the product makes no copy; where it overflows the samples are looked at one by one
         if not np.isfinite(np.dot(waveform, waveform)) and not np.isfinite(waveform).all():
             raise BadClip(key, "NaN or infinite samples")
-        try:
-            captions_of(fields)
-        except ValueError as error:
-            raise BadClip(key, str(error)) from None
 
     def read(self, shard: int, clip: int) -> dict[str, Any]:
         """`load` for those who need every clip: a bad one is a UserError."""

@@ -253,11 +253,28 @@ def test_storage_order_has_each_clip_once_as_the_shards_hold_them(shards):
 def test_left_out_sound_is_not_decoded_and_changes_no_caption(corpus, shards, monkeypatch):
     loud, silent = (AudioShards(DataConfig([str(corpus)], str(shards / "test")), AUDIO, 0, 2) for _ in range(2))
     expected = take(loud.train_dataloader(), 12)
-    silent.leave_out_sound()
+    silent.leave_out_sound({f"clip{i}" for i in range(5)})
     assert "waveform" in next(iter(silent.storage_order())) and "waveform" in next(iter(silent.val_dataloader()))
     monkeypatch.setattr(shard_reader, "decode_sound", None)
     for batch, other in zip(take(silent.train_dataloader(), 12), expected, strict=True):
         assert batch == {name: value for name, value in other.items() if name != "waveform"}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_clip_whose_sound_is_bad_stays_out_without_sound_too(num_workers, corpus, tmp_path):
+    folder = tmp_path / "train"
+    shutil.copytree(corpus, folder)
+    tar = bytearray((folder / "000000.tar").read_bytes())
+    at = tar.index(b"fLaC") + 200
+    tar[at : at + 64] = bytes(64)
+    (folder / "000000.tar").write_bytes(tar)
+    config = DataConfig([str(folder)], num_workers=num_workers, max_bad_fraction=0.5)
+    loud, silent = (AudioShards(config, AUDIO, 0, 2) for _ in range(2))
+    good = {key for batch in silent.storage_order() for key in batch["key"]}
+    assert len(good) == 4
+    silent.leave_out_sound(good)
+    for batch, other in zip(take(silent.train_dataloader(), 10), take(loud.train_dataloader(), 10), strict=True):
+        assert "waveform" not in batch and (batch["key"], batch["text"]) == (other["key"], other["text"])
 
 
 def test_storage_order_refuses_crops(shards):

@@ -71,6 +71,7 @@ DEPENDS_ON = {  # stage -> sections of the config beside its recipe that decide 
 }
 GENERATION_SETTINGS = ("sampler", "num_steps", "guidance_scale", "eta", "unconditional", "candidates")
 LOGGERS = ("tensorboard", "wandb")
+Features = dict[str, dict[str, torch.Tensor]]  # clip's key -> what frozen networks said of it
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -98,8 +99,9 @@ def train(experiment: ExperimentConfig, only: str | None = None) -> None:
         if min(experiment.trainer.parallel_stages, len(first)) > 1:
             run_side_by_side(experiment, first, folder)
             stages = [name for name in stages if name not in first]
+        features: Features = {}
         for name in stages:
-            run_stage(experiment, name, folder)
+            run_stage(experiment, name, folder, features)
     finally:
         if is_rank_zero():
             add_seconds(experiment.run_folder / "seconds.json", time.perf_counter() - started)
@@ -167,8 +169,11 @@ def recipe(experiment: ExperimentConfig, name: str) -> dict[str, Any]:
     return {**sections, "training": config["training"][name]}
 
 
-def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> None:
-    """One stage from its start, or from where it was broken off, to its parts in the model folder."""
+def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, features: Features | None = None) -> None:
+    """One stage from its start, or from where it was broken off, to its parts in the model folder.
+
+    `features` are those that the stages before have kept, with `cache_features`, and this one may add to.
+    """
     done = experiment.run_folder / "stages" / f"{name}.json"
     settings = recipe(experiment, name)
     if said_by_rank_zero(done.is_file()):
@@ -182,6 +187,8 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> N
     checkpoint = experiment.run_folder / "checkpoints" / f"{name}.ckpt"
     torch.manual_seed(seed_of(experiment.seed, name))
     stage = STAGES[name](experiment, folder)
+    if features is not None:
+        stage.kept = features
     config = stage.config
     data = AudioShards(
         experiment.data,
@@ -206,6 +213,8 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> N
     trainer.fit(stage, data, ckpt_path=str(checkpoint) if going_on else None, weights_only=True)
     if trainer.interrupted:
         raise UserError(f"{name}: interrupted; the same command goes on from the last checkpoint")
+    if features and name in INDEPENDENT:  # another VAE or AudioMAE says other things
+        features.clear()
     if not trainer.is_global_zero:
         trainer.strategy.barrier()
         return

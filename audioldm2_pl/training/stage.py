@@ -66,6 +66,7 @@ class Stage(L.LightningModule):
         self.folder = folder
         self.frozen: dict[str, nn.Module] = {}
         self.cache: dict[str, dict[str, Tensor]] = {}  # clip's key -> frozen networks' outputs
+        self.kept: dict[str, dict[str, Tensor]] = {}  # the same of the last stage that filled its cache in this run
         self.rates: list[list[float]] = []  # of each optimiser's groups, after the warm-up
 
     # ---- what a stage says of itself
@@ -123,17 +124,28 @@ class Stage(L.LightningModule):
             self.trainer.datamodule.read_encoded(self.encoded, texts, self.folder.path)  # type: ignore[attr-defined]
         elif self.config.cache_features:
             self.fill_cache()
-            self.trainer.datamodule.leave_out_sound()  # type: ignore[attr-defined]
+            self.trainer.datamodule.leave_out_sound(set(self.cache))  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def fill_cache(self) -> None:
-        """One pass over the training clips in storage order: the same batches, so the same bits, in every run."""
+        """One pass over the training clips in storage order: the same batches, so the same bits, in every run.
+
+        None where a stage before has kept what this one needs.
+        """
         self.cache = {}
+        if self.encoded and self.kept and set(self.encoded) <= set(next(iter(self.kept.values()))):
+            for key, row in self.kept.items():
+                features = self.of_stored({name: row[name][None] for name in self.encoded})
+                self.cache[key] = {name: value[0] for name, value in features.items()}
+            return
         for batch in self.trainer.datamodule.storage_order():  # type: ignore[attr-defined]
             waveform = batch["waveform"].to(self.device)
             features = self.features({**batch, "waveform": waveform})
             for row, key in enumerate(batch["key"]):
                 self.cache[key] = {name: value[row].clone() for name, value in features.items()}
+        if self.encoded:
+            self.kept.clear()
+            self.kept.update(self.cache)
 
     @torch.no_grad()
     def features_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -175,6 +175,24 @@ def test_cached_features_equal_uncached(smoke, smoke_run, tmp_path):
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
+def test_stages_of_one_call_share_cached_features_and_end_with_the_bits_of_several(
+    smoke, smoke_run, tmp_path, monkeypatch
+):
+    overrides = ["training.ldm.batch_size=3", *(f"training.{s}.cache_features=true" for s in ("ldm", "gpt2", "joint"))]
+    apart = prepared(smoke, smoke_run, "ldm", tmp_path, "apart", *overrides)
+    for stage in ("ldm", "gpt2", "joint"):
+        train(apart, stage)
+    together = prepared(smoke, smoke_run, "ldm", tmp_path, "together", *overrides)
+    together.stages = ["ldm", "gpt2", "joint"]
+    passes = []
+    storage_order = AudioShards.storage_order
+    monkeypatch.setattr(AudioShards, "storage_order", lambda self: passes.append(1) or storage_order(self))
+    train(together)
+    assert len(passes) == 1
+    expected = weights(apart, "joint")
+    assert all(torch.equal(value, expected[key]) for key, value in weights(together, "joint").items())
+
+
 def test_validation_is_logged_and_leaves_training_as_it_was(smoke, smoke_run, tmp_path):
     plain = prepared(smoke, smoke_run, "gpt2", tmp_path, "plain")
     validated = prepared(
