@@ -199,6 +199,12 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
             raise UserError(f"{override!r}: an override is key=value, for example trainer.devices=2")
     content = OmegaConf.merge(content, OmegaConf.from_dotlist(overrides or []))
     assert isinstance(content, DictConfig)
+    for word in OmegaConf.select(content, "conditioners.t5.words") or []:
+        if not isinstance(word, str):
+            raise UserError(
+                f"{path}: conditioners.t5.words: {word!r} is no word; YAML takes on, off, yes and no for true and "
+                "false, put them in quotes"
+            )
     if "from" in content:  # a word that Python keeps for itself
         content["from_"] = content.pop("from")
     try:

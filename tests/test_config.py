@@ -56,6 +56,7 @@ def test_base_files_are_merged_in_order(tmp_path):
         ("base: none.yaml", "no such experiment"),
         ("gpt2: {hidden_size: 10}", "audiomae.embed_dim"),
         ("audio: {clip_seconds: 10.25}", "frames"),
+        ("conditioners: {t5: {words: [in, on]}}", r"conditioners.t5.words: True is no word.*quotes"),
     ],
 )
 def test_mistakes_are_plain_errors(tmp_path, content, message):
