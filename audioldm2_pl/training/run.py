@@ -312,5 +312,6 @@ def quieten() -> None:
         ".*IterableDataset.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*mid-epoch.*",
+        ".*dataloader is not resumable.*",  # the data module is: it saves its place
     ):
         warnings.filterwarnings("ignore", text)
