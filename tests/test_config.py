@@ -57,7 +57,6 @@ def test_base_files_are_merged_in_order(tmp_path):
         ("gpt2: {hidden_size: 10}", "audiomae.embed_dim"),
         ("audio: {clip_seconds: 10.25}", "frames"),
         ("training: {ldm: {loa_dropout: 1.5}}", r"training.ldm.loa_dropout=1.5 .*from 0 to 1"),
-        ("training: {joint: {timestep_power: 0}}", r"training.joint.timestep_power=0.0: .*above 0"),
         ("conditioners: {t5: {words: [in, on]}}", r"conditioners.t5.words: True is no word.*quotes"),
     ],
 )

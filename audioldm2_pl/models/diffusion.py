@@ -90,19 +90,9 @@ def diffusion_target(config: DiffusionConfig, latent: Tensor, noise: Tensor, sha
     return noise if config.prediction == "epsilon" else q_sample(noise, -latent, share)
 
 
-def draw_timestep(num_timesteps: int, batch_size: int, power: float, device: torch.device) -> Tensor:
-    """(B,) timesteps with a density ∝ t^(power - 1): uniform at 1, noisier above."""
-    if power == 1.0:
-        return draw_rows(lambda n: torch.randint(num_timesteps, (n,), device=device), batch_size)
-    uniform = draw_rows(lambda n: torch.rand(n, device=device), batch_size)
-    return (num_timesteps * uniform ** (1 / power)).long().clamp(max=num_timesteps - 1)
-
-
-def diffusion_loss(
-    config: DiffusionConfig, predict: Callable[[Tensor, Tensor], Tensor], latent: Tensor, timestep_power: float = 1.0
-) -> Tensor:
+def diffusion_loss(config: DiffusionConfig, predict: Callable[[Tensor, Tensor], Tensor], latent: Tensor) -> Tensor:
     """Mean squared error at a random timestep of each clip (Equation 7). `predict(noisy latent, timestep)`."""
-    timestep = draw_timestep(config.num_timesteps, len(latent), timestep_power, latent.device)
+    timestep = draw_rows(lambda n: torch.randint(config.num_timesteps, (n,), device=latent.device), len(latent))
     share = signal_shares(config).to(latent.device)[timestep]
     noise = noise_like(latent)
     predicted = predict(q_sample(latent, noise, share), timestep)

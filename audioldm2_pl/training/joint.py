@@ -2,7 +2,6 @@
 
 import random
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -12,14 +11,7 @@ from audioldm2_pl.models.audiomae import pool_loa
 from audioldm2_pl.models.diffusion import diffusion_loss, draw_dropped
 from audioldm2_pl.models.gpt2 import LOAGenerator
 from audioldm2_pl.training.gpt2 import LOA_LOSSES, clap_features, loa_parts, prompt_conditions
-from audioldm2_pl.training.ldm import (
-    check_timestep_power,
-    draw_latent,
-    encode_audio,
-    open_unet,
-    stored_words,
-    unet_conditions,
-)
+from audioldm2_pl.training.ldm import draw_latent, encode_audio, open_unet, stored_words, unet_conditions
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
 from audioldm2_pl.training.words import WORDS, take_words
@@ -37,11 +29,7 @@ class JointTrainingConfig(StageConfig):
     loss_weights: dict[str, float] = field(default_factory=lambda: {"diffusion": 1.0, "loa": 1.0})
     ema_decay: float | None = 0.9999
     loss: str = "mse"  # distance to AudioMAE's LOA: mse as the paper, l1 as the authors' code
-    timestep_power: float = 1.0  # as in ldm
     p_gt: float = 0.25  # probability that a batch's T-UNet hears AudioMAE's LOA, not GPT-2's
-
-    def __post_init__(self) -> None:
-        check_timestep_power("joint", self.timestep_power)
 
 
 class JointFinetuning(Stage):
@@ -69,8 +57,7 @@ class JointFinetuning(Stage):
         loa = true_loa if random.random() < self.config.p_gt else self.loa_generator.generate(prompts)
         dropped = draw_dropped(self.experiment.diffusion, len(latent))
         conditions = unet_conditions(loa, batch["text"], self.network("t5"), dropped, stored_words(features))
-        predict = partial(self.unet, conditions=conditions)
-        loss = diffusion_loss(self.experiment.diffusion, predict, latent, self.config.timestep_power)
+        loss = diffusion_loss(self.experiment.diffusion, lambda z, t: self.unet(z, t, conditions), latent)
         said = self.loa_generator.teacher_forced(prompts, true_loa)
         return {"diffusion": loss, "loa": LOA_LOSSES[self.config.loss](said, true_loa)}
 

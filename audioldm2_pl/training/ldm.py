@@ -2,7 +2,6 @@
 
 import random
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -35,18 +34,11 @@ class LDMTrainingConfig(StageConfig):
     loss_weights: dict[str, float] = field(default_factory=lambda: {"diffusion": 1.0})
     ema_decay: float | None = 0.9999
     poolings: list[int] = field(default_factory=lambda: [1, 2, 4, 8])  # λ, one drawn for each batch
-    timestep_power: float = 1.0  # timesteps have a density ∝ t^(this - 1); more noise asks more of the conditions
     loa_dropout: float = 0.0  # probability that a clip's LOA alone is left out, so that its words have to tell
 
     def __post_init__(self) -> None:
-        check_timestep_power("ldm", self.timestep_power)
         if not 0 <= self.loa_dropout <= 1:
             raise UserError(f"training.ldm.loa_dropout={self.loa_dropout} is a probability, from 0 to 1")
-
-
-def check_timestep_power(stage: str, power: float) -> None:
-    if power <= 0:
-        raise UserError(f"training.{stage}.timestep_power={power}: a number above 0; 1 is uniform")
 
 
 def encode_latent(frozen: dict[str, Any], waveform: Tensor) -> dict[str, Tensor]:
@@ -157,8 +149,7 @@ class LDMPretraining(Stage):
             loa = pool_loa(features["grid"], random.choice(self.config.poolings))
             loa, words = without_loa(loa, self.config.loa_dropout), stored_words(features)
             conditions, film = unet_conditions(loa, batch["text"], self.network("t5"), dropped, words), None
-        predict = partial(self.unet, conditions=conditions, film=film)
-        loss = diffusion_loss(self.experiment.diffusion, predict, latent, self.config.timestep_power)
+        loss = diffusion_loss(self.experiment.diffusion, lambda z, t: self.unet(z, t, conditions, film), latent)
         return {"diffusion": loss}
 
     def parts(self) -> dict[str, Any]:
