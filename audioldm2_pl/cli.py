@@ -1,6 +1,7 @@
 """`audioldm2`: train, generate, describe, import. Thin; heavy imports wait until a sub-command runs."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -122,6 +123,7 @@ def run_generate(args: argparse.Namespace) -> None:
 
     check_prompts([text for _, text in named])
     model = AudioLDM2.from_pretrained(args.model, pick_device(args.device), args.heads, args.vocoder)
+    check_output(args.output)
     if args.sampler:
         model.set_sampler(args.sampler)
     for start in range(0, len(named), args.batch_size):  # written batch by batch: what is done stays done
@@ -135,6 +137,16 @@ def run_generate(args: argparse.Namespace) -> None:
             path = args.output / f"{name}.wav"
             save_waveform(path, waveform, model.sample_rate)
             print(f"{path}  {text}", flush=True)
+
+
+def check_output(folder: Path) -> None:
+    """Makes the folder before anything is drawn. Raises UserError where nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {folder}: cannot be made a folder ({error.strerror}); choose another") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--output {folder}: cannot be written to; choose another")
 
 
 def read_prompts(path: Path, first: int) -> list[tuple[str, str]]:

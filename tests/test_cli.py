@@ -98,6 +98,15 @@ def test_empty_prompt_and_unknown_device(capsys, smoke_run):
     assert "not on this machine" in refusal(capsys, "generate", smoke_run.model_folder, "a", "--device", "cuda:7")
 
 
+def test_an_output_that_is_a_file_is_refused_and_stays(capsys, smoke_run, tmp_path):
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    for output in (taken, taken / "below"):
+        message = refusal(capsys, "generate", smoke_run.model_folder, "a bell", "--output", output, "--device", "cpu")
+        assert f"--output {output}: cannot be made a folder" in message
+    assert taken.read_text() == "mine"
+
+
 def test_unreadable_clip_stops_training_with_its_name(capsys, shards, tmp_path):
     folder = tmp_path / "train"
     shutil.copytree(shards / "train", folder)
