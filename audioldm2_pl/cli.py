@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from audioldm2_pl.errors import UserError
+from audioldm2_pl.errors import UserError, run_tool
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -192,15 +192,7 @@ def parse_with_overrides(parser: argparse.ArgumentParser, arguments: list[str] |
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_with_overrides(build_parser(), arguments)
-    try:
-        args.run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run_tool(lambda: args.run(args))
 
 
 if __name__ == "__main__":

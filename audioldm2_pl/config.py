@@ -121,6 +121,12 @@ class ExperimentConfig:
         for stage in self.stages:
             if stage not in STAGE_NAMES:
                 raise UserError(f"stages: no stage {stage!r}; there are {', '.join(STAGE_NAMES)}")
+        if self.training.decoder.sampled_from and "decoder" in self.stages:
+            later = self.stages[self.stages.index("decoder") + 1 :]
+            if changed := [stage for stage in later if stage in ("ldm", "gpt2", "joint")]:
+                raise UserError(
+                    f"stages: with training.decoder.sampled_from decoder hears the T-UNet; put it after {changed[-1]}"
+                )
         self.check_fit()
 
     def check_fit(self) -> None:

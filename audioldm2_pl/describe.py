@@ -42,6 +42,7 @@ FROZEN = {
     "gpt2": ("audiomae", "clap"),
     "joint": ("vae", "audiomae", "clap"),
 }
+SAMPLING = ("clap", "t5", "phonemes", "loa generator", "unet", "vae", "vocoder", "audiomae")  # an open model folder
 
 
 def build_networks(experiment: ExperimentConfig) -> dict[str, nn.Module]:
@@ -153,11 +154,16 @@ def activation_bytes(experiment: ExperimentConfig, stage: str, networks: dict[st
     return 0
 
 
+def frozen_networks(experiment: ExperimentConfig, stage: str) -> tuple[str, ...]:
+    samples = stage == "decoder" and experiment.training.decoder.sampled_from
+    return FROZEN.get(stage, ()) + (SAMPLING if samples else ())
+
+
 def training_memory(experiment: ExperimentConfig, stage: str, networks: dict[str, nn.Module]) -> float:
     """GiB on one device: weights, gradients, Adam's two averages, the EMA, frozen weights, activations."""
     config = getattr(experiment.training, stage)
     trained = sum(num_parameters(networks[name]) for name in TRAINED[stage] if name in networks)
-    frozen = sum(num_parameters(networks[name]) for name in FROZEN.get(stage, ()) if name in networks)
+    frozen = sum(num_parameters(networks[name]) for name in frozen_networks(experiment, stage) if name in networks)
     copies = 4 + (config.ema_decay is not None)
     half = 0.5 if experiment.trainer.precision in ("bf16-mixed", "16-mixed") else 1.0
     return (BYTES * (copies * trained + frozen) + half * activation_bytes(experiment, stage, networks)) / GIB

@@ -102,8 +102,10 @@ class AudioLDM2:
     def sample_latent(self, loa: Tensor | None, text: Condition | None, num_latent_frames: int, seeds: Sequence[int],
                       num_steps: int = 200, guidance_scale: float = 3.5, eta: float = 1.0,
                       unconditional: str = "zero", negative_prompt: str = "",
-                      film: Tensor | None = None) -> Tensor:  # fmt: skip
+                      film: Tensor | None = None, start: tuple[Tensor, int] | None = None) -> Tensor:  # fmt: skip
         """LOA and T5 (None for speech) => latent (B, C, H, W). Sample i depends on seeds[i] alone.
+
+        `start` is latents (B, C, H, W) and the timestep that they are noised to, and sampled from, in noise's place.
 
         Guidance is against the negative prompt, by default "", and zero LOA, as in training's condition dropout, or
         with `unconditional="gpt2"` the LOA that GPT-2 says for the negative prompt, as in diffusers. AudioLDM 1 has
@@ -131,7 +133,7 @@ class AudioLDM2:
             without, given = prediction.chunk(2)
             return guide(without, given, guidance_scale)
 
-        return sample(predict, self.scheduler, shape, num_steps, generators, self.device, eta)
+        return sample(predict, self.scheduler, shape, num_steps, generators, self.device, eta, start)
 
     def no_conditions(
         self, loa: Tensor | None, text: Condition | None, unconditional: str, negative_prompt: str
@@ -194,17 +196,27 @@ class AudioLDM2:
         waveforms = []
         for i in range(0, len(texts), MAX_BATCH):
             rows = slice(i, i + MAX_BATCH)
-            conditions = self.encode_text(texts[rows], None if spoken is None else spoken[rows])
-            said, text, film = None, None, None
-            if self.is_audioldm1:
-                film = conditions[0].embedding[:, 0]
-            else:
-                said = self.generate_loa(conditions) if loa is None else loa[rows].to(self.device)
-                text = None if self.is_speech else conditions[1]
-            latent = self.sample_latent(said, text, num_latent_frames, seeds[rows], steps, guidance_scale, eta,
-                                        unconditional, negative_prompt, film)  # fmt: skip
+            latent = self.generate_latent(texts[rows], seeds[rows], num_latent_frames, steps, guidance_scale, eta,
+                                          None if loa is None else loa[rows], unconditional, negative_prompt,
+                                          None if spoken is None else spoken[rows])  # fmt: skip
             waveforms.append(self.vocode(self.decode_mel(latent))[:, :num_samples].float().cpu())
         return torch.cat(waveforms)
+
+    def generate_latent(self, texts: Sequence[str], seeds: Sequence[int], num_latent_frames: int, steps: int = 200,
+                        guidance_scale: float = 3.5, eta: float = 1.0, loa: Tensor | None = None,
+                        unconditional: str = "zero", negative_prompt: str = "",
+                        transcripts: Sequence[str] | None = None,
+                        start: tuple[Tensor, int] | None = None) -> Tensor:  # fmt: skip
+        """Prompts, and for speech transcripts => latent (B, C, H, W); see `generate` and `sample_latent`."""
+        conditions = self.encode_text(texts, transcripts)
+        text, film = None, None
+        if self.is_audioldm1:
+            film = conditions[0].embedding[:, 0]
+        else:
+            loa = self.generate_loa(conditions) if loa is None else loa.to(self.device)
+            text = None if self.is_speech else conditions[1]
+        return self.sample_latent(loa, text, num_latent_frames, seeds, steps, guidance_scale, eta, unconditional,
+                                  negative_prompt, film, start)  # fmt: skip
 
     @torch.inference_mode()
     def reconstruct(self, waveform: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from audioldm2_pl.errors import UserError
+from audioldm2_pl.errors import UserError, run_tool
 
 from .engines import ENGINES
-from .shards import SHARD_GIB, Clip, run_tool, summary, write_shards
+from .shards import SHARD_GIB, Clip, summary, write_shards
 
 
 def add_shard_options(parser: argparse.ArgumentParser) -> None:

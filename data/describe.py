@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from audioldm2_pl.errors import UserError
+from audioldm2_pl.errors import UserError, run_tool
 
 from .histograms import draw
-from .shards import run_tool
 from .verify import splits_below
 
 

@@ -34,13 +34,13 @@ from audioldm2_pl.checkpoints import ModelFolder
 from audioldm2_pl.config import ExperimentConfig, load_experiment
 from audioldm2_pl.datamodule import AudioShards, ClipStream
 from audioldm2_pl.encoded_shards import FEATURES, bad_members, digest_of, members_of
-from audioldm2_pl.errors import UserError
+from audioldm2_pl.errors import UserError, run_tool
 from audioldm2_pl.shard_reader import SHARD_FORMAT, BadClip, ShardFolder, captions_of
 from audioldm2_pl.training.ldm import encode_latent
 from audioldm2_pl.training.ranks import first_on_rank_zero, is_rank_zero, start_ranks
 from audioldm2_pl.training.run import prepare_process
 
-from .shards import run_tool, write_json
+from .shards import write_json
 
 BATCH_SIZE = 16
 DTYPES = {"float16": np.float16, "float32": np.float32}

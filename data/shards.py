@@ -8,7 +8,6 @@ the same bytes.
 import io
 import json
 import re
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -248,13 +247,3 @@ def summary(folder: Path, index: dict[str, Any]) -> str:
     if len(skipped) > MAX_LISTED:
         lines.append(f"  left out {len(skipped)} clips in all; index.json lists them")
     return "\n".join(lines)
-
-
-def run_tool(body: Callable[[], None]) -> int:
-    """Runs a command line's body: a UserError becomes one line on stderr and exit code 2."""
-    try:
-        body()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from audioldm2_pl.errors import UserError
+from audioldm2_pl.errors import UserError, run_tool
 
 from .corpus import add_shard_options, write_split
-from .shards import Clip, run_tool
+from .shards import Clip
 from .synthetic_captions import ATTRIBUTES, caption
 from .synthetic_sounds import CLASSES, Dials
 

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from audioldm2_pl.errors import UserError
+from audioldm2_pl.errors import UserError, run_tool
 
 from .engines import count_cores, local
-from .shards import run_tool, summary
+from .shards import summary
 
 ENTRY = ("name", "num_clips", "seconds", "sha256")  # what is read of a shard's entry in index.json
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from audioldm2_pl.cli import parse_with_overrides
-from audioldm2_pl.errors import UserError
+from audioldm2_pl.errors import UserError, run_tool
 
 from .listening.commands import add_listen_parser
 
@@ -189,12 +189,7 @@ def run_compare(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_with_overrides(build_parser(), arguments)
-    try:
-        options.run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_tool(lambda: options.run(options))
 
 
 if __name__ == "__main__":

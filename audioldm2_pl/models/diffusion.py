@@ -115,6 +115,18 @@ def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> T
     return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
 
 
+def begin_at(scheduler, timestep: int) -> Tensor:
+    """The scheduler's timesteps without those above `timestep`. Raises UserError where none is left."""
+    first = int((scheduler.timesteps > timestep).sum())
+    first += -first % scheduler.order  # a step of Heun's has two timesteps
+    timesteps = scheduler.timesteps[first:]
+    if len(timesteps) == 0:
+        raise UserError(f"no sampling step at timestep {timestep} or below; take more steps or a later timestep")
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    return timesteps
+
+
 def sample(
     predict: Callable[[Tensor, Tensor], Tensor],
     scheduler,
@@ -123,11 +135,21 @@ def sample(
     generators: Sequence[torch.Generator],
     device: torch.device | str = "cpu",
     eta: float = 0.0,
+    start: tuple[Tensor, int] | None = None,
 ) -> Tensor:
-    """Latents (B, C, H, W) out of noise. `predict(noisy latent, timestep)` is already guided."""
+    """Latents (B, C, H, W) out of noise. `predict(noisy latent, timestep)` is already guided.
+
+    With `start`, out of latents and noise: steps above its timestep are left out, and the latents are noised as far as
+    the first that is left. A low timestep changes details alone (AudioLDM 1's style transfer, Liu et al. 2023 §3.4).
+    """
     scheduler.set_timesteps(num_steps)
-    latent = draw_noise(shape, generators).to(device) * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
+    timesteps = scheduler.timesteps if start is None else begin_at(scheduler, start[1])
+    noise = draw_noise(shape, generators).to(device)
+    if start is None:
+        latent = noise * scheduler.init_noise_sigma
+    else:
+        latent = scheduler.add_noise(start[0], noise, timesteps[:1])
+    for timestep in timesteps:
         prediction = predict(scheduler.scale_model_input(latent, timestep), timestep.to(device))
         extra: dict = {}
         if isinstance(scheduler, DDIMScheduler) and eta > 0:

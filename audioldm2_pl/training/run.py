@@ -163,9 +163,12 @@ def add_seconds(path: Path, seconds: float) -> None:
 def recipe(experiment: ExperimentConfig, name: str) -> dict[str, Any]:
     """What decides a stage's result: its settings, plain, to be compared with a finished stage's."""
     config = to_plain(experiment)
-    for key in GENERATION_SETTINGS:  # of generation; no stage samples
-        config["diffusion"].pop(key)
-    sections = {section: config[section] for section in ("seed", "audio", *DEPENDS_ON[name])}
+    samples = name == "decoder" and experiment.training.decoder.sampled_from
+    if not samples:
+        for key in GENERATION_SETTINGS:
+            config["diffusion"].pop(key)
+    depends_on = DEPENDS_ON["joint"] if samples else DEPENDS_ON[name]
+    sections = {section: config[section] for section in ("seed", "audio", *depends_on)}
     return {**sections, "training": config["training"][name]}
 
 
@@ -174,14 +177,7 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, feat
 
     `features` are those that the stages before have kept, with `cache_features`, and this one may add to.
     """
-    done = experiment.run_folder / "stages" / f"{name}.json"
-    settings = recipe(experiment, name)
-    if said_by_rank_zero(done.is_file()):
-        same = json.loads(done.read_text())["recipe"] == settings
-        print(
-            f"{name}: finished" if same else f"{name}: finished with other settings; delete {done} to train it anew",
-            flush=True,
-        )
+    if is_finished(experiment, name):
         return
     gc.collect()  # the stage before and its trainer refer to each other: weights, optimisers and caches would stay
     checkpoint = experiment.run_folder / "checkpoints" / f"{name}.ckpt"
@@ -195,7 +191,7 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, feat
         experiment.audio,
         seed_of(experiment.seed, name, "data"),
         config.batch_size,
-        config.crop_seconds,
+        stage.crop_seconds,
         quarantine=experiment.run_folder / "quarantine.jsonl",
     )
     ema = EMA(config.ema_decay) if config.ema_decay is not None and stage.averaged else None
@@ -215,21 +211,45 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, feat
         raise UserError(f"{name}: interrupted; the same command goes on from the last checkpoint")
     if features and name in INDEPENDENT:  # another VAE or AudioMAE says other things
         features.clear()
-    if not trainer.is_global_zero:
-        trainer.strategy.barrier()
-        return
+    if trainer.is_global_zero:
+        save_parts(stage, ema, folder)
+        record_finished(experiment, stage, resumable.elapsed())
+        checkpoint.unlink(missing_ok=True)
+        for line in data.bad_clips():
+            print(f"{name}: {line}", flush=True)
+    trainer.strategy.barrier()
+
+
+def record_of(experiment: ExperimentConfig, name: str) -> Path:
+    """The file that says that a stage is finished, with what settings and in what time."""
+    return experiment.run_folder / "stages" / f"{name}.json"
+
+
+def is_finished(experiment: ExperimentConfig, name: str) -> bool:
+    """Whether there is nothing left to train; says so, and whether that was with other settings."""
+    record = record_of(experiment, name)
+    if not said_by_rank_zero(record.is_file()):
+        return False
+    same = json.loads(record.read_text())["recipe"] == recipe(experiment, name)
+    other = f"finished with other settings; delete {record} to train it anew"
+    print(f"{name}: {'finished' if same else other}", flush=True)
+    return True
+
+
+def save_parts(stage: Stage, ema: EMA | None, folder: ModelFolder) -> None:
+    """What the stage has made, its averaged weights where there are some, goes into the model folder."""
     with ema.applied(stage) if ema else nullcontext():
         stage.finish()
         for part, content in stage.parts().items():
             folder.save(part, content)
-    done.parent.mkdir(parents=True, exist_ok=True)
-    report = {"seconds": resumable.elapsed(), "batches": config.batches, "peak_memory_gib": peak_memory_gib()}
-    done.write_text(json.dumps({**report, "recipe": settings}, indent=2) + "\n")
-    checkpoint.unlink(missing_ok=True)
-    for line in data.bad_clips():
-        print(f"{name}: {line}", flush=True)
-    print(f"{name}: finished in {report['seconds']:.0f} s", flush=True)
-    trainer.strategy.barrier()
+
+
+def record_finished(experiment: ExperimentConfig, stage: Stage, seconds: float) -> None:
+    record = record_of(experiment, stage.name)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    report = {"seconds": seconds, "batches": stage.config.batches, "peak_memory_gib": peak_memory_gib()}
+    record.write_text(json.dumps({**report, "recipe": recipe(experiment, stage.name)}, indent=2) + "\n")
+    print(f"{stage.name}: finished in {seconds:.0f} s", flush=True)
 
 
 def build_trainer(experiment: ExperimentConfig, stage: Stage, callbacks: list[L.Callback]) -> L.Trainer:

@@ -94,6 +94,11 @@ class Stage(L.LightningModule):
     def finish(self) -> None:
         """Last measurements before the parts are saved."""
 
+    @property
+    def crop_seconds(self) -> float | None:
+        """The length that clips are read with; None reads them whole."""
+        return self.config.crop_seconds
+
     # ---- what the base does with it
 
     def freeze(self, **networks: nn.Module) -> None:

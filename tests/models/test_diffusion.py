@@ -168,6 +168,35 @@ def test_ddim_puts_noise_back_as_eta_says():
     assert not torch.allclose(draw(config, predict, 0), draw(config, predict, 0, eta=1.0), atol=1e-2)
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_sampling_may_start_from_latents(sampler):
+    config = DiffusionConfig(sampler=sampler)
+    start, seen = torch.linspace(-1.0, 1.0, 32).view(1, *SHAPE), []
+    find_start = gaussian_predictor(config, 0.0, 1.0)
+
+    def predict(latent: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        seen.append(float(timestep))
+        return find_start(latent, timestep)
+
+    found = {}
+    for timestep in (40, 500):
+        seen.clear()
+        scheduler = build_scheduler(config)
+        found[timestep] = sample(predict, scheduler, SHAPE, 50, generators(0), start=(start, timestep))
+        left_out = [float(t) for t in scheduler.timesteps if float(t) not in seen]
+        assert max(seen) <= timestep < min(left_out)
+        assert (found[timestep] - draw(config, find_start, 0, num_steps=50)).std() > 0.1  # not from noise alone
+    assert found[40].isfinite().all() and found[500].isfinite().all()
+    assert (found[40] - start).std() < 0.4 < 0.6 < (found[500] - start).std()  # a low timestep changes little
+
+
+def test_a_start_below_the_last_step_is_a_user_error():
+    config = DiffusionConfig()
+    with pytest.raises(UserError, match="no sampling step at timestep 0 or below; take more steps"):
+        sample(gaussian_predictor(config, 0.0, 1.0), build_scheduler(config), SHAPE, 5, generators(0),
+               start=(torch.zeros(1, *SHAPE), 0))  # fmt: skip
+
+
 def test_noise_is_one_draw_per_generator():
     noise = draw_noise(SHAPE, generators(1, 2))
     assert noise.shape == (2, *SHAPE)

@@ -1,5 +1,7 @@
 """Stage `decoder`: what it leaves alone, and what it is for."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,12 +9,25 @@ from safetensors.torch import load_file
 from audioldm2_pl.checkpoints import ModelFolder
 from audioldm2_pl.config import ExperimentConfig
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.models.vae import encode
 from audioldm2_pl.training.decoder import LAGS, DecoderFinetuning, roughness
 from audioldm2_pl.training.run import train
 
 
 def vae_weights(experiment: ExperimentConfig) -> dict[str, torch.Tensor]:
     return load_file(experiment.model_folder / "vae" / "diffusion_pytorch_model.safetensors")
+
+
+def posterior_of(stage: DecoderFinetuning, log_mel: torch.Tensor) -> dict[str, torch.Tensor]:
+    posterior = encode(stage.frozen["vae"], log_mel)
+    return {"mean": posterior.mean, "std": posterior.std}
+
+
+def listening(smoke, smoke_run, *overrides: str, runs: Path) -> ExperimentConfig:
+    """An experiment whose decoder stage, the only one, hears the smoke run's T-UNet."""
+    parts = ("clap", "t5", "audiomae", "vae", "vocoder", "unet", "gpt2")
+    return smoke("stages=[decoder]", "training.decoder.sampled_from=[900,400]", "training.decoder.cache_features=true",
+                 *(f"from.{part}={smoke_run.model_folder}" for part in parts), *overrides, runs=runs)  # fmt: skip
 
 
 def test_the_decoder_learns_and_the_latents_stay(smoke, tmp_path):
@@ -51,7 +66,7 @@ def test_noise_has_the_asked_for_strength_and_gives_the_encoder_no_gradient(smok
     for noise in (0.0, 3.0):
         stage.config.latent_noise = noise
         torch.manual_seed(0)
-        latents[noise] = stage.noisy_latent(log_mel)
+        latents[noise] = stage.latent_to_decode(posterior_of(stage, log_mel))
     strength = (latents[3.0] - latents[0.0]).flatten(1).std(1)  # (B,)
     assert strength.min() < 0.3 and 2.7 < strength.max() < 3.3
     assert strength.mean() == pytest.approx(1.5, abs=0.3)
@@ -77,3 +92,70 @@ def test_roughness_tells_noise_from_a_pattern_that_repeats():
     by_lag = roughness(pattern).unflatten(1, (2, len(LAGS), -1)).mean((0, 1, 3))  # (lags,)
     assert by_lag[LAGS.index(1)] > 0.8
     assert by_lag[LAGS.index(4)] == by_lag[LAGS.index(8)] == 0.0
+
+
+def test_it_learns_from_the_unets_latents_and_resumes_to_the_bit(smoke, smoke_run, tmp_path, monkeypatch):
+    before = vae_weights(smoke_run)
+    straight = listening(smoke, smoke_run, runs=tmp_path / "straight")
+    train(straight)
+    after = vae_weights(straight)
+    assert {key.split(".")[0] for key in after if not torch.equal(after[key], before[key])} == {
+        "decoder",
+        "post_quant_conv",
+    }
+
+    broken = listening(smoke, smoke_run, runs=tmp_path / "broken")
+    losses = DecoderFinetuning.losses
+    calls = iter(range(100))
+    monkeypatch.setattr(DecoderFinetuning, "losses", lambda *a: losses(*a) if next(calls) < 3 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(broken)
+    monkeypatch.undo()
+    assert (broken.run_folder / "checkpoints/decoder.ckpt").is_file()
+    train(broken)
+    resumed = vae_weights(broken)
+    assert all(torch.equal(after[key], resumed[key]) for key in after)
+
+
+def test_the_unets_latents_are_the_clips_own(smoke, smoke_run, tmp_path):
+    experiment = listening(smoke, smoke_run, "training.decoder.sampled_from=[40]", runs=tmp_path)
+    stage = DecoderFinetuning(experiment, ModelFolder(smoke_run.model_folder)).train()
+    batch = {
+        "waveform": torch.randn(3, 40_960, generator=torch.Generator().manual_seed(0)) * 0.1,
+        "text": ["a bell", "rain", "a siren"],
+        "transcript": ["", "", ""],
+        "key": ["a", "b", "c"],
+    }
+    stage.experiment.diffusion.num_steps = 50
+    together = stage.features(batch)
+    alone = stage.features({name: value[1:2] for name, value in batch.items()})
+    torch.testing.assert_close(alone["sampled"][0], together["sampled"][1], atol=1e-4, rtol=1e-4)
+    clean = together["mean"] * stage.frozen["vae"].config.scaling_factor
+    distance = (together["sampled"][:, None] - clean[None]).flatten(2).std(2)  # (3, 3)
+    assert distance.argmin(1).tolist() == [0, 1, 2]
+
+    stage.config.sampled_share, stage.config.latent_noise = 1.0, 0.0
+    assert torch.equal(stage.latent_to_decode(together), together["sampled"])
+    stage.config.sampled_share = 0.0
+    assert not torch.isclose(stage.latent_to_decode(together), together["sampled"]).all()
+
+
+def test_log_mel_and_latents_are_cropped_alike(smoke, smoke_run, tmp_path):
+    experiment = listening(smoke, smoke_run, runs=tmp_path)
+    stage = DecoderFinetuning(experiment, ModelFolder(smoke_run.model_folder))
+    assert stage.crop_seconds is None  # the T-UNet hears whole clips
+    frame = torch.arange(256.0).view(1, 1, 256, 1)
+    features = {"log_mel": frame.expand(5, 1, 256, 64), "mean": frame[:, :, ::8].expand(5, 8, 32, 8)}
+    crops = stage.cropped(features)
+    assert crops["log_mel"].shape == (5, 1, 64, 64) and crops["mean"].shape == (5, 8, 8, 8)  # 0.64 s
+    assert torch.equal(crops["log_mel"][:, 0, ::8, 0], crops["mean"][:, 0, :, 0])
+    assert len(set(crops["mean"][:, 0, 0, 0].tolist())) > 1  # each clip from a place of its own
+
+
+def test_it_comes_after_the_unet_that_it_hears(smoke):
+    with pytest.raises(UserError, match="put it after joint"):
+        smoke("training.decoder.sampled_from=[500]")
+    with pytest.raises(UserError, match=r"sampled_share=2.* is a share"):
+        smoke("training.decoder.sampled_share=2")
+    with pytest.raises(UserError, match="timesteps are 1 or more"):
+        smoke("training.decoder.sampled_from=[0]")
