@@ -5,6 +5,7 @@ Letters: B batch, C channels, H × W the latent's time × frequency.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import diffusers
 import torch
@@ -115,7 +116,7 @@ def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> T
     return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
 
 
-def begin_at(scheduler, timestep: int) -> Tensor:
+def begin_at(scheduler, timestep: int) -> Any:
     """The scheduler's timesteps without those above `timestep`. Raises UserError where none is left."""
     first = int((scheduler.timesteps > timestep).sum())
     first += -first % scheduler.order  # a step of Heun's has two timesteps
