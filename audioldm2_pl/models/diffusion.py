@@ -141,7 +141,7 @@ def sample(
     """Latents (B, C, H, W) out of noise. `predict(noisy latent, timestep)` is already guided.
 
     With `start`, out of latents and noise: steps above its timestep are left out, and the latents are noised as far as
-    the first that is left. A low timestep changes details alone (AudioLDM 1's style transfer, Liu et al. 2023 §3.4).
+    the first that is left. A low timestep changes details alone (SDEdit, Meng et al. 2022; AudioLDM 1's style transfer).
     """
     scheduler.set_timesteps(num_steps)
     timesteps = scheduler.timesteps if start is None else begin_at(scheduler, start[1])
