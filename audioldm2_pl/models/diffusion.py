@@ -141,7 +141,7 @@ def sample(
     """Latents (B, C, H, W) out of noise. `predict(noisy latent, timestep)` is already guided.
 
     With `start`, out of latents and noise: steps above its timestep are left out, and the latents are noised as far as
-    the first that is left. A low timestep changes details alone (SDEdit, Meng et al. 2022; AudioLDM 1's style transfer).
+    the first that is left. A low timestep changes details alone (SDEdit, Meng et al. 2022; style transfer in AudioLDM).
     """
     scheduler.set_timesteps(num_steps)
     timesteps = scheduler.timesteps if start is None else begin_at(scheduler, start[1])
