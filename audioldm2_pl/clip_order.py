@@ -16,6 +16,19 @@ from audioldm2_pl.shard_reader import ShardFolder
 Place = tuple[int, int, int, int]  # position, folder, shard, clip
 
 
+def deal(folders: Sequence[ShardFolder], num_clips: int) -> None:
+    """Lets the orders deal `num_clips` of the folders' clips, or all if they hold fewer: of each shard its share."""
+    total = sum(sum(folder.counts) for folder in folders)
+    num_clips = min(num_clips, total)
+    before = 0  # clips of the shards before
+    for folder in folders:
+        folder.dealt = []
+        for count in folder.counts:
+            after = before + count
+            folder.dealt.append(after * num_clips // total - before * num_clips // total)
+            before = after
+
+
 def endless_order(folders: Sequence[ShardFolder], seed: int, start: int) -> Iterator[Place]:
     """From position `start` on, for ever: each epoch shuffles the shards of all folders, then each shard's clips."""
     num_clips = sum(len(folder) for folder in folders)
@@ -25,7 +38,7 @@ def endless_order(folders: Sequence[ShardFolder], seed: int, start: int) -> Iter
     while True:
         for i in np.random.default_rng((seed, epoch)).permutation(len(shards)):
             f, s = shards[i]
-            count = folders[f].counts[s]
+            count = folders[f].dealt[s]
             if position + count > start:
                 clips = np.random.default_rng((seed, epoch, i)).permutation(count)
                 for k in range(max(0, start - position), count):
@@ -62,10 +75,10 @@ def draw_folders(turns: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
 
 def storage_order(folders: Sequence[ShardFolder]) -> Iterator[Place]:
-    """Every clip once, as the shards hold them."""
+    """Every clip that is dealt once, as the shards hold them."""
     position = 0
     for f, folder in enumerate(folders):
-        for s, count in enumerate(folder.counts):
+        for s, count in enumerate(folder.dealt):
             for clip in range(count):
                 yield position, f, s, clip
                 position += 1

@@ -32,7 +32,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from audioldm2_pl.audio import AudioConfig, fit_length, normalise
-from audioldm2_pl.clip_order import Place, endless_order, storage_order, weighted_order
+from audioldm2_pl.clip_order import Place, deal, endless_order, storage_order, weighted_order
 from audioldm2_pl.encoded_shards import EncodedFolder, choose_caption, stack_features
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.quarantine import MAX_BAD_FRACTION, Quarantine
@@ -232,7 +232,8 @@ class AudioShards(L.LightningDataModule):
     """The batches of one stage. Its state is the position in the order of clips.
 
     `seed` should differ between stages; `crop_seconds` trains on random crops, None on whole clips; bad clips are
-    listed in the file `quarantine`, which all ranks share.
+    listed in the file `quarantine`, which all ranks share; `max_clips` trains on so many clips only, of each shard its
+    first.
     """
 
     def __init__(
@@ -243,6 +244,7 @@ class AudioShards(L.LightningDataModule):
         batch_size: int,
         crop_seconds: float | None = None,
         quarantine: str | Path | None = None,
+        max_clips: int | None = None,
     ):
         super().__init__()
         if not data.train:
@@ -256,6 +258,10 @@ class AudioShards(L.LightningDataModule):
         for folder in self.train:
             if not len(folder):
                 raise UserError(f"{folder.path}: holds no clips; take it out of data.train")
+        if max_clips is not None:
+            deal(self.train, max_clips)
+            if empty := [folder for folder in self.train if not len(folder)]:
+                raise UserError(f"{empty[0].path}: max_clips={max_clips} leaves none of its clips; give more")
         self.quarantine = Quarantine(self.train, data.max_bad_fraction, quarantine)
         self.test_quarantine: Quarantine | None = None
         self.silent: Container[str] = ()  # keys of training clips whose sound the stage does not need
@@ -325,6 +331,7 @@ class AudioShards(L.LightningDataModule):
         for source, folder in zip(self.train, folders):
             folder.check_source(source, self.audio)
             folder.check_parts(model, needed)
+            folder.dealt = source.dealt
         if len({tuple(folder.features) for folder in folders}) > 1:
             raise UserError("data.encoded: its folders hold different features; encode them with one experiment")
         self.train = list(folders)

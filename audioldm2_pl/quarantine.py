@@ -30,7 +30,7 @@ class Quarantine:
         max_bad_fraction: float = MAX_BAD_FRACTION,
         path: str | Path | None = None,
     ):
-        self.num_clips = sum(map(len, folders))
+        self.num_clips = sum(sum(folder.counts) for folder in folders)
         self.shards = {folder.shard_path(s) for folder in folders for s in range(len(folder.counts))}
         self.max_bad_fraction = max_bad_fraction
         self.path = Path(path) if path else None

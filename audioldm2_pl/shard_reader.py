@@ -57,6 +57,7 @@ class ShardFolder:
         self.path = str(path).rstrip("/") if remote else Path(path)
         self.index = self.read_index()
         self.counts = [shard["num_clips"] for shard in self.index["shards"]]
+        self.dealt = self.counts  # so many of each shard's clips, its first, are trained on: see `clip_order.deal`
         self.sample_rate: int | None = self.index.get("sample_rate")
         self.longest_seconds: float = self.index.get("longest_seconds", float("inf"))
         self.advice = "check the shards there" if remote else f"check the folder with python -m data.verify {self.path}"
@@ -87,7 +88,7 @@ class ShardFolder:
         return index
 
     def __len__(self) -> int:
-        return sum(self.counts)
+        return sum(self.dealt)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "opened": None}  # another process opens its own

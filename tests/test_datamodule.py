@@ -15,7 +15,7 @@ import torch
 
 from audioldm2_pl import shard_reader
 from audioldm2_pl.audio import AudioConfig
-from audioldm2_pl.clip_order import endless_order, weighted_order
+from audioldm2_pl.clip_order import deal, endless_order, storage_order, weighted_order
 from audioldm2_pl.datamodule import AudioShards, ClipStream, DataConfig, ShardFolder, draw_crop
 from audioldm2_pl.errors import UserError
 from data.shards import Clip, write_shards
@@ -241,6 +241,33 @@ def test_several_folders_make_one_epoch(shards, corpus):
     assert len({clip[1:] for clip in clips}) == NUM_CLIPS + 5
     mixed = ClipStream(folders, AUDIO, NUM_SAMPLES, 0, 2, None)
     assert len({clip["key"] for clip in mixed}) == NUM_CLIPS + 5
+
+
+@pytest.mark.parametrize("num_clips", [2, 6, 17, 100])
+def test_every_shard_deals_its_share_of_fewer_clips(num_clips, shards, corpus):
+    folders = [ShardFolder(shards / "train"), ShardFolder(corpus)]  # 12 clips of three shards, 5 of three
+    deal(folders, num_clips)
+    dealt = min(num_clips, NUM_CLIPS + 5)
+    stored = [place[1:] for place in storage_order(folders)]
+    assert len(stored) == len(set(stored)) == sum(map(len, folders)) == dealt
+    for f, folder in enumerate(folders):
+        assert abs(len(folder) - dealt * sum(folder.counts) / (NUM_CLIPS + 5)) < 1
+        for s, count in enumerate(folder.dealt):  # the first of a shard
+            assert [clip for g, t, clip in stored if (g, t) == (f, s)] == list(range(count))
+    for order in (endless_order(folders, 3, dealt), weighted_order(folders, [1, 1], 3, 0)):
+        assert {place[1:] for place in take(order, 20 * dealt)} == set(stored)
+    assert sorted(place[1:] for place in take(endless_order(folders, 3, dealt), dealt)) == sorted(stored)
+
+
+def test_fewer_clips_are_trained_on(shards, corpus):
+    config = DataConfig([str(shards / "train"), str(corpus)])
+    data = AudioShards(config, AUDIO, 0, 2, max_clips=6)
+    trained = Counter(key for batch in take(data.train_dataloader(), 9) for key in batch["key"])
+    assert len(trained) == 6 and set(trained.values()) == {3}
+    assert set(trained) == {key for batch in data.storage_order() for key in batch["key"]}
+    assert data.quarantine.num_clips == NUM_CLIPS + 5  # the bad clips of all stages are counted together
+    with pytest.raises(UserError, match=r"train: max_clips=1 leaves none of its clips; give more"):
+        AudioShards(config, AUDIO, 0, 2, max_clips=1)
 
 
 def test_storage_order_has_each_clip_once_as_the_shards_hold_them(shards):

@@ -41,10 +41,13 @@ class DecoderTrainingConfig(StageConfig):
     latent_noise: float = 0.6  # each clip's latents, of unit std, get noise of a std drawn from [0, this]
     sampled_from: list[int] = field(default_factory=list)  # timesteps to noise latents to, for the T-UNet to go on from
     sampled_share: float = 0.7  # of the clips, with `sampled_from`: their latents are the T-UNet's
+    max_clips: int | None = None  # learn from so many of the training clips; the T-UNet takes long to hear all
 
     def __post_init__(self) -> None:
         if not 0 <= self.sampled_share <= 1:
             raise UserError(f"training.decoder.sampled_share={self.sampled_share} is a share, from 0 to 1")
+        if self.max_clips is not None and self.max_clips < 1:
+            raise UserError(f"training.decoder.max_clips={self.max_clips} is 1 or more, or null for all clips")
         if any(timestep < 1 for timestep in self.sampled_from):
             raise UserError(f"training.decoder.sampled_from={self.sampled_from}: timesteps are 1 or more")
 
@@ -79,6 +82,10 @@ class DecoderFinetuning(Stage):
     def crop_seconds(self) -> float | None:
         """Whole clips where the T-UNet hears them."""
         return None if self.config.sampled_from else self.config.crop_seconds
+
+    @property
+    def max_clips(self) -> int | None:
+        return self.config.max_clips
 
     def on_fit_start(self) -> None:
         if self.generator is not None and self.generator.device != self.device:

@@ -192,7 +192,8 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, feat
         seed_of(experiment.seed, name, "data"),
         config.batch_size,
         stage.crop_seconds,
-        quarantine=experiment.run_folder / "quarantine.jsonl",
+        experiment.run_folder / "quarantine.jsonl",
+        stage.max_clips,
     )
     ema = EMA(config.ema_decay) if config.ema_decay is not None and stage.averaged else None
     resumable = Resumable(checkpoint, config.save_every_batches)

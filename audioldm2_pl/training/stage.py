@@ -99,6 +99,11 @@ class Stage(L.LightningModule):
         """The length that clips are read with; None reads them whole."""
         return self.config.crop_seconds
 
+    @property
+    def max_clips(self) -> int | None:
+        """How many of the training clips are dealt to it; None deals all."""
+        return None
+
     # ---- what the base does with it
 
     def freeze(self, **networks: nn.Module) -> None:

@@ -140,6 +140,17 @@ def test_the_unets_latents_are_the_clips_own(smoke, smoke_run, tmp_path):
     assert not torch.isclose(stage.latent_to_decode(together), together["sampled"]).all()
 
 
+def test_the_unet_hears_no_more_clips_than_asked_for(smoke, smoke_run, tmp_path, monkeypatch):
+    experiment = listening(smoke, smoke_run, "training.decoder.max_clips=5", runs=tmp_path)
+    heard, trained = [], []
+    sampled, losses = DecoderFinetuning.sampled, DecoderFinetuning.losses
+    monkeypatch.setattr(DecoderFinetuning, "sampled", lambda s, b, p: heard.extend(b["key"]) or sampled(s, b, p))
+    monkeypatch.setattr(DecoderFinetuning, "losses", lambda s, b: trained.extend(b["key"]) or losses(s, b))
+    train(experiment)
+    assert len(heard) == len(set(heard)) == 5
+    assert set(trained) == set(heard)
+
+
 def test_log_mel_and_latents_are_cropped_alike(smoke, smoke_run, tmp_path):
     experiment = listening(smoke, smoke_run, runs=tmp_path)
     stage = DecoderFinetuning(experiment, ModelFolder(smoke_run.model_folder))
@@ -157,5 +168,7 @@ def test_it_comes_after_the_unet_that_it_hears(smoke):
         smoke("training.decoder.sampled_from=[500]")
     with pytest.raises(UserError, match=r"sampled_share=2.* is a share"):
         smoke("training.decoder.sampled_share=2")
+    with pytest.raises(UserError, match=r"max_clips=0 is 1 or more"):
+        smoke("training.decoder.max_clips=0")
     with pytest.raises(UserError, match="timesteps are 1 or more"):
         smoke("training.decoder.sampled_from=[0]")
