@@ -13,7 +13,7 @@ setup: .venv/.ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,speech,video,ray,dev]"
 	touch $@
 
-# Synthetic sounds -> all seven stages -> report: runs/demo/report/report.html
+# Synthetic sounds -> all stages -> report: runs/demo/report/report.html
 demo: .venv/.ready
 	$(BIN)/python -m data.synthetic shards/synthetic --clips 4800 --captions 4 --test-clips 240 --judge-clips 1200
 	$(BIN)/audioldm2 train experiments/demo.yaml

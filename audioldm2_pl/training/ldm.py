@@ -33,7 +33,7 @@ class LDMTrainingConfig(StageConfig):
     )
     loss_weights: dict[str, float] = field(default_factory=lambda: {"diffusion": 1.0})
     ema_decay: float | None = 0.9999
-    poolings: list[int] = field(default_factory=lambda: [1, 2, 4, 8])  # λ, one drawn for each batch
+    poolings: list[int] = field(default_factory=lambda: [1, 2, 4, 8])  # λ, one drawn for each batch; as often as named
     loa_dropout: float = 0.0  # probability that a clip's LOA alone is left out, so that its words have to tell
 
     def __post_init__(self) -> None:
