@@ -13,7 +13,7 @@ import torch
 from audioldm2_pl.cli import pick_device
 from audioldm2_pl.config import ExperimentConfig, to_plain
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.training.run import peak_memory_gib
+from audioldm2_pl.training.records import peak_memory_gib
 
 from .clips import digest_of_index
 from .costs import cost_of_stages, describe_device, loss_curves

@@ -8,7 +8,6 @@ import json
 import logging
 import multiprocessing
 import os
-import resource
 import sys
 import time
 import warnings
@@ -16,14 +15,13 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from audioldm2_pl.checkpoints import ModelFolder
-from audioldm2_pl.config import ExperimentConfig, TrainerConfig, to_plain
+from audioldm2_pl.config import ExperimentConfig, TrainerConfig
 from audioldm2_pl.datamodule import AudioShards
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models.vocoder import check_front_end
@@ -35,6 +33,7 @@ from audioldm2_pl.training.gpt2 import GPT2Finetuning
 from audioldm2_pl.training.joint import JointFinetuning
 from audioldm2_pl.training.ldm import LDMPretraining
 from audioldm2_pl.training.ranks import first_on_rank_zero, is_rank_zero, said_by_rank_zero, start_ranks
+from audioldm2_pl.training.records import checkpoint_of, is_finished, keep_parts, record_finished, rewind
 from audioldm2_pl.training.samples import HEARD, Samples
 from audioldm2_pl.training.stage import EMA, LossCurves, Resumable, Stage
 from audioldm2_pl.training.vae import VAETraining
@@ -59,17 +58,6 @@ STAGE_GROUPS = {
     "ldm": "unet",
     "gpt2": "gpt2",
 }
-DEPENDS_ON = {  # stage -> sections of the config beside its recipe that decide what it becomes
-    "clap": ("conditioners",),
-    "audiomae": ("audiomae",),
-    "vae": ("vae",),
-    "vocoder": ("vocoder",),
-    "decoder": ("vae",),
-    "ldm": ("conditioners", "audiomae", "vae", "unet", "diffusion"),
-    "gpt2": ("conditioners", "audiomae", "gpt2"),
-    "joint": ("conditioners", "audiomae", "vae", "unet", "gpt2", "diffusion"),
-}
-GENERATION_SETTINGS = ("sampler", "num_steps", "guidance_scale", "eta", "unconditional", "candidates")
 LOGGERS = ("tensorboard", "wandb")
 Features = dict[str, dict[str, torch.Tensor]]  # clip's key -> what frozen networks said of it
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -160,18 +148,6 @@ def add_seconds(path: Path, seconds: float) -> None:
     path.write_text(json.dumps({"train": before + seconds}) + "\n")
 
 
-def recipe(experiment: ExperimentConfig, name: str) -> dict[str, Any]:
-    """What decides a stage's result: its settings, plain, to be compared with a finished stage's."""
-    config = to_plain(experiment)
-    samples = name == "decoder" and experiment.training.decoder.sampled_from
-    if not samples:
-        for key in GENERATION_SETTINGS:
-            config["diffusion"].pop(key)
-    depends_on = DEPENDS_ON["joint"] if samples else DEPENDS_ON[name]
-    sections = {section: config[section] for section in ("seed", "audio", *depends_on)}
-    return {**sections, "training": config["training"][name]}
-
-
 def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, features: Features | None = None) -> None:
     """One stage from its start, or from where it was broken off, to its parts in the model folder.
 
@@ -180,9 +156,14 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, feat
     if is_finished(experiment, name):
         return
     gc.collect()  # the stage before and its trainer refer to each other: weights, optimisers and caches would stay
-    checkpoint = experiment.run_folder / "checkpoints" / f"{name}.ckpt"
+    checkpoint = checkpoint_of(experiment, name)
+    if is_rank_zero() and not checkpoint.is_file():
+        rewind(experiment, name, folder)
+    going_on = said_by_rank_zero(checkpoint.is_file())  # the other ranks wait for it
     torch.manual_seed(seed_of(experiment.seed, name))
     stage = STAGES[name](experiment, folder)
+    if is_rank_zero():
+        keep_parts(experiment, stage, folder)
     if features is not None:
         stage.kept = features
     config = stage.config
@@ -203,7 +184,6 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, feat
         samples = experiment.run_folder / "samples" / name
         callbacks.append(Samples(experiment, samples, experiment.trainer.sample_every_batches, ema))
     trainer = build_trainer(experiment, stage, callbacks)
-    going_on = said_by_rank_zero(checkpoint.is_file())
     print(
         f"{name}: {'goes on from ' + str(checkpoint) if going_on else 'starts'}, {config.batches} batches", flush=True
     )
@@ -221,36 +201,12 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, feat
     trainer.strategy.barrier()
 
 
-def record_of(experiment: ExperimentConfig, name: str) -> Path:
-    """The file that says that a stage is finished, with what settings and in what time."""
-    return experiment.run_folder / "stages" / f"{name}.json"
-
-
-def is_finished(experiment: ExperimentConfig, name: str) -> bool:
-    """Whether there is nothing left to train; says so, and whether that was with other settings."""
-    record = record_of(experiment, name)
-    if not said_by_rank_zero(record.is_file()):
-        return False
-    same = json.loads(record.read_text())["recipe"] == recipe(experiment, name)
-    other = f"finished with other settings; delete {record} to train it anew"
-    print(f"{name}: {'finished' if same else other}", flush=True)
-    return True
-
-
 def save_parts(stage: Stage, ema: EMA | None, folder: ModelFolder) -> None:
     """What the stage has made, its averaged weights where there are some, goes into the model folder."""
     with ema.applied(stage) if ema else nullcontext():
         stage.finish()
         for part, content in stage.parts().items():
             folder.save(part, content)
-
-
-def record_finished(experiment: ExperimentConfig, stage: Stage, seconds: float) -> None:
-    record = record_of(experiment, stage.name)
-    record.parent.mkdir(parents=True, exist_ok=True)
-    report = {"seconds": seconds, "batches": stage.config.batches, "peak_memory_gib": peak_memory_gib()}
-    record.write_text(json.dumps({**report, "recipe": recipe(experiment, stage.name)}, indent=2) + "\n")
-    print(f"{stage.name}: finished in {seconds:.0f} s", flush=True)
 
 
 def build_trainer(experiment: ExperimentConfig, stage: Stage, callbacks: list[L.Callback]) -> L.Trainer:
@@ -317,12 +273,6 @@ def build_loggers(experiment: ExperimentConfig, stage: str) -> list:
 def has_wandb_account() -> bool:
     netrc = Path.home() / ".netrc"
     return "WANDB_API_KEY" in os.environ or (netrc.is_file() and "wandb" in netrc.read_text())
-
-
-def peak_memory_gib() -> float:
-    """Most memory that this process has held, on the host and on the GPU."""
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return host + (torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0)
 
 
 def quieten() -> None:

@@ -152,6 +152,38 @@ def test_changed_settings_of_a_finished_stage_are_pointed_out(smoke, smoke_run, 
     assert "vae.json" in next(line for line in lines if line.startswith("vae:"))
 
 
+def test_a_stage_trained_anew_begins_from_what_it_first_began_from(smoke, smoke_run, tmp_path, capsys):
+    experiment = smoke("name=anew", runs=tmp_path)
+    shutil.copytree(smoke_run.run_folder, experiment.run_folder)
+    finetuned = {stage: weights(experiment, stage) for stage in ("decoder", "joint")}
+    for stage in finetuned:
+        (experiment.run_folder / "stages" / f"{stage}.json").unlink()
+    train(experiment)
+    for stage, before in finetuned.items():
+        assert all(torch.equal(value, before[key]) for key, value in weights(experiment, stage).items())
+    assert "undone" not in capsys.readouterr().out
+
+
+def test_stages_that_went_on_from_one_that_is_trained_anew_are_undone(smoke, smoke_run, tmp_path, capsys):
+    experiment = smoke("name=anew", "training.gpt2.batches=3", runs=tmp_path)
+    shutil.copytree(smoke_run.run_folder, experiment.run_folder)
+    stages = experiment.run_folder / "stages"
+    as_ldm_left_it = load_file(stages / "joint/unet/diffusion_pytorch_model.safetensors")
+    (stages / "gpt2.json").unlink()
+    train(experiment, "gpt2")
+    assert "joint: undone" in capsys.readouterr().out
+    assert (stages / "ldm.json").is_file() and not (stages / "joint.json").exists()
+    unet = load_file(experiment.model_folder / "unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(value, as_ldm_left_it[key]) for key, value in unet.items())
+    gpt2 = load_file(experiment.model_folder / "language_model/model.safetensors")
+
+    train(experiment, "joint")
+    kept = load_file(stages / "joint/language_model/model.safetensors")
+    assert all(torch.equal(value, kept[key]) for key, value in gpt2.items())
+    after = load_file(experiment.model_folder / "language_model/model.safetensors")
+    assert any(not torch.equal(value, after[key]) for key, value in gpt2.items())
+
+
 def test_parts_taken_from_elsewhere_are_not_trained(smoke, smoke_run, tmp_path, capsys):
     taken = smoke(f"from.vae={smoke_run.model_folder}", "stages=[vae]", runs=tmp_path)
     train(taken)
