@@ -37,7 +37,7 @@ from audioldm2_pl.encoded_shards import FEATURES, bad_members, digest_of, member
 from audioldm2_pl.errors import UserError, run_tool
 from audioldm2_pl.shard_reader import SHARD_FORMAT, BadClip, ShardFolder, captions_of
 from audioldm2_pl.training.ldm import encode_latent
-from audioldm2_pl.training.ranks import first_on_rank_zero, is_rank_zero, start_ranks
+from audioldm2_pl.training.ranks import build_trainer, first_on_rank_zero, is_rank_zero, start_ranks
 from audioldm2_pl.training.run import prepare_process
 
 from .shards import write_json
@@ -358,19 +358,7 @@ def predict(
     writer: ShardWriter,
 ) -> None:
     """Encodes the shards at `places`, on each rank every world_size-th, and waits for all ranks."""
-    c = experiment.trainer
-    trainer = L.Trainer(
-        accelerator=c.accelerator,
-        devices=int(c.devices) if c.devices.isdigit() else c.devices,
-        num_nodes=c.num_nodes,
-        precision=c.precision,  # type: ignore[arg-type]  # as the stages compute what they are not given
-        callbacks=[writer],
-        logger=False,
-        enable_progress_bar=c.progress_bar,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    trainer = build_trainer(experiment.trainer, callbacks=[writer], logger=False)
     own = places[trainer.global_rank :: trainer.world_size]
     stream = data.stream(data.train, data.quarantine, None)
     loader = DataLoader(ShardBatches(stream, own, batch_size), batch_size=None, num_workers=experiment.data.num_workers)

@@ -1,27 +1,81 @@
-"""The processes of one run, as torchrun or SLURM starts them: they share a file system, and rank 0 decides."""
+"""Where a run is computed: its devices and its processes, as torchrun, srun or Lightning starts them.
+
+The processes share a file system, and rank 0 decides.
+"""
 
 import os
 from collections.abc import Callable
 from typing import Any
 
+import lightning as L
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from audioldm2_pl.config import TrainerConfig
+from audioldm2_pl.errors import UserError
+
+
+def launched_by() -> ClusterEnvironment | None:
+    """What torchrun or srun tells of this process, None where neither has started it.
+
+    Raises UserError where the job's settings do not go together.
+    """
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    try:
+        # a job that SLURM starts again goes on from our own checkpoint; Lightning's would be taken for any stage's
+        return SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else None
+    except RuntimeError as error:
+        raise UserError(f"SLURM: {error}") from None
 
 
 def start_ranks(config: TrainerConfig) -> None:
-    """Joins the group of torchrun's processes, if it has started this one; Lightning goes on with the same group."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ or distributed.is_initialized():
+    """Joins the group of processes that torchrun or srun has started; Lightning goes on with the same group."""
+    environment = launched_by()
+    if environment is None or environment.world_size() == 1 or distributed.is_initialized():
         return
     on_gpu = config.accelerator in ("auto", "gpu") and torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    distributed.init_process_group("nccl" if on_gpu else "gloo")
+        torch.cuda.set_device(environment.local_rank())
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+    backend = "nccl" if on_gpu else "gloo"
+    distributed.init_process_group(backend, rank=environment.global_rank(), world_size=environment.world_size())
+
+
+def build_trainer(config: TrainerConfig, **settings: Any) -> L.Trainer:
+    """Lightning's trainer on the config's devices, without what the stages do themselves.
+
+    Raises UserError where this machine or job has no such devices.
+    """
+    environment = launched_by()
+    try:
+        trainer = L.Trainer(
+            accelerator=config.accelerator,
+            devices=int(config.devices) if config.devices.isdigit() else config.devices,
+            num_nodes=config.num_nodes,
+            precision=config.precision,  # type: ignore[arg-type]
+            plugins=[environment] if environment else None,
+            enable_progress_bar=config.progress_bar,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            **settings,
+        )
+        if environment:
+            environment.validate_settings(trainer.num_devices, trainer.num_nodes)
+    except (MisconfigurationException, ValueError, ImportError) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from None
+    return trainer
 
 
 def is_rank_zero() -> bool:
-    return not distributed.is_initialized() or distributed.get_rank() == 0
+    if distributed.is_initialized():
+        return distributed.get_rank() == 0
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0  # of the processes that Lightning starts, before they join
 
 
 def first_on_rank_zero(work: Callable[[], Any]) -> None:

@@ -89,18 +89,18 @@ def peak_memory_gib() -> float:
 
 
 def kept_parts(experiment: ExperimentConfig, name: str) -> Path:
-    """The folder of the parts that a stage has overwritten, as they were when it began."""
+    """The folder of the parts that a stage has overwritten, as they were when it began; empty where there were none."""
     return experiment.run_folder / "stages" / name
 
 
 def keep_parts(experiment: ExperimentConfig, stage: Stage, folder: ModelFolder) -> None:
     """Before a stage's first batch: keeps those parts of the model folder that it will write over."""
     kept = kept_parts(experiment, stage.name)
-    parts = [part for part in stage.parts() if folder.has(part)]
-    if kept.is_dir() or not parts:
+    if kept.is_dir():
         return
     new = kept.with_name(f".{kept.name}.{os.getpid()}")
-    for part in parts:
+    new.mkdir(parents=True)
+    for part in filter(folder.has, stage.parts()):
         link_tree(folder.path / part, new / part)
     new.rename(kept)
 
@@ -110,6 +110,8 @@ def rewind(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> None
 
     Later stages that went on from its parts are undone too, last first: there will be other parts to go on from.
     """
+    if not kept_parts(experiment, name).is_dir():
+        return  # it has never begun
     written = {part for group in WRITES[name] for part in GROUPS[group]}
     later = list(WRITES)[list(WRITES).index(name) + 1 :]
     for other in reversed(later):
@@ -126,7 +128,7 @@ def rewind(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> None
 
 def bring_back(kept: Path, folder: ModelFolder) -> None:
     """The kept parts, where there are some, take the place of those in the model folder."""
-    for source in sorted(kept.iterdir()) if kept.is_dir() else ():
+    for source in sorted(kept.iterdir()):
         target = folder.path / source.name
         if target.is_dir() and is_same_tree(source, target):
             continue

@@ -19,6 +19,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from torch import distributed
 
 from audioldm2_pl.checkpoints import ModelFolder
 from audioldm2_pl.config import ExperimentConfig, TrainerConfig
@@ -32,7 +33,13 @@ from audioldm2_pl.training.decoder import DecoderFinetuning
 from audioldm2_pl.training.gpt2 import GPT2Finetuning
 from audioldm2_pl.training.joint import JointFinetuning
 from audioldm2_pl.training.ldm import LDMPretraining
-from audioldm2_pl.training.ranks import first_on_rank_zero, is_rank_zero, said_by_rank_zero, start_ranks
+from audioldm2_pl.training.ranks import (
+    build_trainer,
+    first_on_rank_zero,
+    is_rank_zero,
+    said_by_rank_zero,
+    start_ranks,
+)
 from audioldm2_pl.training.records import checkpoint_of, is_finished, keep_parts, record_finished, rewind
 from audioldm2_pl.training.samples import HEARD, Samples
 from audioldm2_pl.training.stage import EMA, LossCurves, Resumable, Stage
@@ -119,8 +126,8 @@ def run_side_by_side(experiment: ExperimentConfig, names: list[str], folder: Mod
 
     Small networks gain little from a second core; two stages at once use it fully.
     """
-    if "WORLD_SIZE" in os.environ:
-        raise UserError("trainer.parallel_stages is for one machine's CPU; under torchrun set it to 1")
+    if "WORLD_SIZE" in os.environ or distributed.is_initialized():
+        raise UserError("trainer.parallel_stages is for one machine's CPU; under torchrun or srun set it to 1")
     count = min(experiment.trainer.parallel_stages, len(names))
     num_threads = max(1, (os.cpu_count() or 1) // count)
     trainer = replace(experiment.trainer, num_threads=num_threads, progress_bar=False)
@@ -183,7 +190,7 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, feat
     if experiment.trainer.sample_every_batches and name in HEARD and is_rank_zero():
         samples = experiment.run_folder / "samples" / name
         callbacks.append(Samples(experiment, samples, experiment.trainer.sample_every_batches, ema))
-    trainer = build_trainer(experiment, stage, callbacks)
+    trainer = trainer_of(experiment, stage, callbacks)
     print(
         f"{name}: {'goes on from ' + str(checkpoint) if going_on else 'starts'}, {config.batches} batches", flush=True
     )
@@ -209,16 +216,14 @@ def save_parts(stage: Stage, ema: EMA | None, folder: ModelFolder) -> None:
             folder.save(part, content)
 
 
-def build_trainer(experiment: ExperimentConfig, stage: Stage, callbacks: list[L.Callback]) -> L.Trainer:
+def trainer_of(experiment: ExperimentConfig, stage: Stage, callbacks: list[L.Callback]) -> L.Trainer:
     c, config = experiment.trainer, stage.config
     validate = c.validate_every_batches if experiment.data.test else None
     manual = not stage.automatic_optimization  # such a stage clips and accumulates by itself
-    return L.Trainer(
-        accelerator=c.accelerator,
-        devices=int(c.devices) if c.devices.isdigit() else c.devices,
-        num_nodes=c.num_nodes,
+    curves = LossCurves(experiment.run_folder / "logs" / stage.name / "metrics.csv", c.log_every_batches)
+    return build_trainer(
+        c,
         strategy=strategy_of(c, manual),
-        precision=c.precision,  # type: ignore[arg-type]
         max_epochs=1,
         limit_train_batches=config.batches,
         val_check_interval=min(validate, config.batches) if validate else None,
@@ -226,16 +231,9 @@ def build_trainer(experiment: ExperimentConfig, stage: Stage, callbacks: list[L.
         num_sanity_val_steps=0,
         gradient_clip_val=None if manual else config.gradient_clip,
         accumulate_grad_batches=1 if manual else config.accumulate_batches,
-        callbacks=[
-            *callbacks,
-            LossCurves(experiment.run_folder / "logs" / stage.name / "metrics.csv", c.log_every_batches),
-        ],
+        callbacks=[*callbacks, curves],
         logger=build_loggers(experiment, stage.name),
         log_every_n_steps=c.log_every_batches,
-        enable_progress_bar=c.progress_bar,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
         default_root_dir=experiment.run_folder,
     )
 
@@ -244,7 +242,7 @@ def strategy_of(config: TrainerConfig, manual: bool) -> str:
     """Lightning's choice, but for adversarial stages in several processes: each of two losses reaches other weights."""
     num_gpus = torch.cuda.device_count() if config.accelerator in ("auto", "gpu") else 0
     num_devices = int(config.devices) if config.devices.isdigit() else num_gpus
-    several = num_devices > 1 or config.num_nodes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    several = num_devices > 1 or config.num_nodes > 1 or distributed.is_initialized()
     return "ddp_find_unused_parameters_true" if several and manual else "auto"
 
 

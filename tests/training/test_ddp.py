@@ -1,4 +1,4 @@
-"""Several processes, really started by torchrun on this machine, over gloo."""
+"""Several processes on this machine, over gloo: started by torchrun, or with the variables that srun gives them."""
 
 import csv
 import os
@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from audioldm2_pl.checkpoints import PARTS
-from audioldm2_pl.config import STAGE_NAMES
+from audioldm2_pl.config import STAGE_NAMES, TrainerConfig
+from audioldm2_pl.errors import UserError
+from audioldm2_pl.training.ranks import build_trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,14 +25,16 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def start(shards: Path, runs: Path, *overrides: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
-    """`audioldm2 train smoke.yaml …`, in one process or under torchrun."""
+def start(
+    shards: Path, runs: Path, *overrides: str, launcher: tuple[str, ...] = (), variables: dict[str, str] | None = None
+) -> subprocess.Popen:
+    """`audioldm2 train smoke.yaml …`, in one process or under torchrun, with more environment variables."""
     command = [
         sys.executable, *(("-m", "torch.distributed.run", *launcher) if launcher else ()), "-m", "audioldm2_pl.cli",
         "train", str(ROOT / "experiments/smoke.yaml"), f"data.train=[{shards}/train]", "data.test=null",
         f"runs={runs}", "trainer.progress_bar=false", "trainer.num_threads=1", *overrides,
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | (variables or {})
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -86,3 +90,53 @@ def test_two_nodes(shards, tmp_path):
     again = finish(start(shards, tmp_path, "stages=[audiomae,vae]"))
     assert "audiomae: finished\n" in again and "vae: finished\n" in again
     assert torch.isfinite(next(iter(load_file(tmp_path / "smoke/model/audiomae/model.safetensors").values()))).all()
+
+
+def test_two_processes_that_lightning_starts(two_ranks, shards, tmp_path):
+    output = finish(start(shards, tmp_path, "trainer.devices=2", "stages=[audiomae,vae]"))
+    assert output.count("vae: finished") == 1
+    for stage in ("audiomae", "vae"):
+        assert losses(tmp_path / "smoke", stage) == pytest.approx(losses(two_ranks, stage), rel=1e-4)
+
+
+def slurm_task(rank: int, num_tasks: int = 2) -> dict[str, str]:
+    """What srun sets for one task of a job on one machine."""
+    variables = {
+        "JOB_ID": "4711", "JOB_NAME": "audioldm2", "NTASKS": str(num_tasks), "NTASKS_PER_NODE": str(num_tasks),
+        "NNODES": "1", "NODELIST": "127.0.0.1", "NODEID": "0", "PROCID": str(rank), "LOCALID": str(rank),
+    }  # fmt: skip
+    return {f"SLURM_{name}": value for name, value in variables.items()}
+
+
+def test_two_tasks_of_srun_are_two_processes_of_torchrun(two_ranks, shards, tmp_path):
+    port = str(free_port())
+    tasks = [
+        start(
+            shards, tmp_path, "trainer.devices=2", "stages=[audiomae,vae]",
+            variables=slurm_task(rank) | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    output = [finish(task) for task in tasks]
+    assert "vae: finished" in output[0] and "vae: finished" not in output[1]
+    for stage in ("audiomae", "vae"):
+        assert losses(tmp_path / "smoke", stage) == pytest.approx(losses(two_ranks, stage), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "job", "said"),
+    [
+        (TrainerConfig(), slurm_task(0) | {"SLURM_NTASKS_PER_NODE": ""}, "--ntasks-per-node"),
+        (TrainerConfig(accelerator="cpu", devices="2"), slurm_task(0, num_tasks=1), "devices=2"),
+        (TrainerConfig(accelerator="tpu"), {}, "torch_xla"),
+        (TrainerConfig(accelerator="abacus"), {}, "abacus"),
+    ],
+)
+def test_devices_that_are_not_there_are_told_in_one_line(config, job, said, monkeypatch):
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+        if not value:
+            monkeypatch.delenv(name)
+    with pytest.raises(UserError, match=said) as error:
+        build_trainer(config, logger=False)
+    assert "\n" not in str(error.value)

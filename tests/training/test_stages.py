@@ -184,6 +184,15 @@ def test_stages_that_went_on_from_one_that_is_trained_anew_are_undone(smoke, smo
     assert any(not torch.equal(value, after[key]) for key, value in gpt2.items())
 
 
+def test_a_stage_that_begins_for_the_first_time_undoes_nothing(smoke, smoke_run, tmp_path, capsys):
+    experiment = smoke("name=first", runs=tmp_path)
+    shutil.copytree(smoke_run.model_folder, experiment.model_folder)
+    train(experiment, "joint")
+    train(experiment, "ldm")
+    assert "undone" not in capsys.readouterr().out
+    assert (experiment.run_folder / "stages" / "joint.json").is_file()
+
+
 def test_parts_taken_from_elsewhere_are_not_trained(smoke, smoke_run, tmp_path, capsys):
     taken = smoke(f"from.vae={smoke_run.model_folder}", "stages=[vae]", runs=tmp_path)
     train(taken)
