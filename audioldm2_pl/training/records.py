@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from audioldm2_pl.checkpoints import GROUPS, ModelFolder
 from audioldm2_pl.config import ExperimentConfig, to_plain
 from audioldm2_pl.training.ranks import said_by_rank_zero
@@ -83,9 +85,10 @@ def record_finished(experiment: ExperimentConfig, stage: Stage, seconds: float) 
 
 
 def peak_memory_gib() -> float:
-    """The process's largest resident memory so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # in bytes there, elsewhere in KiB
+    """Most memory that this process has held, on the host and on the GPU."""
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    host /= 2**30 if sys.platform == "darwin" else 2**20  # in bytes there, elsewhere in KiB
+    return host + (torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0)
 
 
 def kept_parts(experiment: ExperimentConfig, name: str) -> Path:

@@ -16,6 +16,7 @@ from audioldm2_pl.errors import UserError
 from audioldm2_pl.training import run
 from audioldm2_pl.training.audiomae import AudioMAEPretraining
 from audioldm2_pl.training.optimizer import OptimizerConfig, learning_rate_factor
+from audioldm2_pl.training.records import peak_memory_gib
 from audioldm2_pl.training.run import STAGES, train
 from audioldm2_pl.training.stage import EMA, Resumable
 
@@ -135,6 +136,14 @@ def test_a_finished_stage_leaves_no_weights_in_memory(smoke, tmp_path):
     train(smoke("stages=[audiomae,vae]", runs=tmp_path))
     alive = [thing.name for thing in gc.get_objects() if isinstance(thing, AudioMAEPretraining)]
     assert not alive
+
+
+def test_peak_memory_counts_host_and_gpu(monkeypatch):
+    host = peak_memory_gib()
+    assert 0.05 < host < 100
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 500 * 2**30)
+    assert peak_memory_gib() == pytest.approx(500 + host, abs=5)
 
 
 def test_finished_stages_are_passed_over(smoke_run, capsys):
