@@ -1,4 +1,6 @@
-"""Shards in, batches out: {"waveform" (B, T), "text", "transcript", "key"}.
+"""Shards in, batches out: {"waveform" (B, T), "text", "transcript", "key", "id"}.
+
+A key is unique within its split; an id, "folder/shard/clip" by number, within all folders of `data.train`.
 
 Of encoded clips (see `encoded_shards`) "features", name -> (B, ...), stand in the waveform's place; where the stage
 keeps every clip's features itself, nothing does.
@@ -101,7 +103,7 @@ class ClipStream(IterableDataset):
         self.world_size = world_size
         self.weights = weights
         self.quarantine = quarantine or Quarantine(folders)
-        self.silent = silent  # keys of clips that come without their sound
+        self.silent = silent  # ids of clips that come without their sound
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
@@ -118,9 +120,9 @@ class ClipStream(IterableDataset):
         for position, *place in self.fetched_ahead():
             own, rest = divmod(position - first, self.world_size)
             if rest == self.rank and own // self.batch_size % num_workers == worker:
-                clip = self.load(*place) or self.replacement(position)
+                clip = self.load(position, *place) or self.replacement(position)
                 if clip:
-                    yield self.prepare(clip, position)
+                    yield clip
 
     def order(self, start: int) -> Iterator[Place]:
         if self.start is None:
@@ -145,13 +147,14 @@ class ClipStream(IterableDataset):
                 self.folders[later[1]].prefetch(later[2])
             yield place
 
-    def load(self, f: int, shard: int, clip: int) -> dict[str, Any] | None:
-        """A clip, or None and a place in quarantine."""
+    def load(self, position: int, f: int, shard: int, clip: int) -> dict[str, Any] | None:
+        """A clip as it is trained on at `position`, or None and a place in quarantine."""
         folder = self.folders[f]
         if (folder.shard_path(shard), clip) in self.quarantine:
             return None
         try:
-            return folder.load(shard, clip, self.silent)
+            name = f"{f}/{shard}/{clip}"
+            return self.prepare(folder.load(shard, clip, name in self.silent), position) | {"id": name}
         except BadClip as bad:
             self.quarantine.add(folder, shard, clip, bad)
             return None
@@ -162,7 +165,7 @@ class ClipStream(IterableDataset):
             return None
         num_clips = sum(map(len, self.folders))
         for _, *place in islice(self.order(position + 1), num_clips):
-            if clip := self.load(*place):
+            if clip := self.load(position, *place):
                 return clip
         raise UserError(f"{', '.join(str(folder.path) for folder in self.folders)}: no clip that can be used")
 
@@ -209,7 +212,7 @@ def draw_crop(waveform: np.ndarray, num_samples: int, rng: np.random.Generator) 
 def collate(clips: list[dict[str, Any]]) -> dict[str, Any]:
     if "error" in clips[-1]:
         return clips[-1]
-    batch: dict[str, Any] = {name: [clip[name] for clip in clips] for name in ("text", "transcript", "key")}
+    batch: dict[str, Any] = {name: [clip[name] for clip in clips] for name in ("text", "transcript", "key", "id")}
     if "features" in clips[0]:
         batch["features"] = stack_features([clip["features"] for clip in clips])
     elif "waveform" in clips[0]:
@@ -264,7 +267,7 @@ class AudioShards(L.LightningDataModule):
                 raise UserError(f"{empty[0].path}: max_clips={max_clips} leaves none of its clips; give more")
         self.quarantine = Quarantine(self.train, data.max_bad_fraction, quarantine)
         self.test_quarantine: Quarantine | None = None
-        self.silent: Container[str] = ()  # keys of training clips whose sound the stage does not need
+        self.silent: Container[str] = ()  # ids of training clips whose sound the stage does not need
         self.start = 0  # position of the next clip
         self.batches = 0  # that were trained on before it
 
@@ -304,9 +307,9 @@ class AudioShards(L.LightningDataModule):
         stream.batch_size = STORAGE_BATCH
         return self.loader(stream)
 
-    def leave_out_sound(self, keys: Container[str]) -> None:
+    def leave_out_sound(self, ids: Container[str]) -> None:
         """From now on these clips come to training without their waveforms, which are not decoded."""
-        self.silent = keys
+        self.silent = ids
 
     def check_whole(self, advice: str) -> None:
         """UserError where clips are longer than a training clip."""

@@ -22,7 +22,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ class EncodedFolder(ShardFolder):
     def lack(self, members: Members) -> str | None:
         return None if "json" in members else "no json member"
 
-    def load(self, shard: int, clip: int, silent: Container[str] = ()) -> dict[str, Any]:
+    def load(self, shard: int, clip: int, silent: bool = False) -> dict[str, Any]:
         key, members = self.place(shard, clip)
         about = self.fields(key, "json", self.content(shard, key, members["json"]))
         if "bad" in about:

@@ -14,7 +14,6 @@ import os
 import re
 import tarfile
 from collections import OrderedDict
-from collections.abc import Container
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -153,16 +152,16 @@ class ShardFolder:
             )
         return clips
 
-    def load(self, shard: int, clip: int, silent: Container[str] = ()) -> dict[str, Any]:
+    def load(self, shard: int, clip: int, silent: bool = False) -> dict[str, Any]:
         """One clip: {"key", "waveform" (T,) at its own rate, "sample_rate", and the JSON's fields}, or BadClip.
 
-        A txt member is the caption where the JSON has none; an npy member x.npy becomes the field x. A clip whose key
-        is in `silent` comes without its sound.
+        A txt member is the caption where the JSON has none; an npy member x.npy becomes the field x. With `silent`
+        the clip comes without its sound.
         """
         key, members = self.place(shard, clip)
         fields: dict[str, Any] = {}
         for suffix in sorted(members):
-            if suffix not in SOUNDS or key not in silent:
+            if suffix not in SOUNDS or not silent:
                 fields |= self.fields(key, suffix, self.content(shard, key, members[suffix]))
         if "txt" in members and "text" not in fields and "captions" not in fields:
             fields["text"] = fields["txt"]

@@ -280,7 +280,7 @@ def test_storage_order_has_each_clip_once_as_the_shards_hold_them(shards):
 def test_left_out_sound_is_not_decoded_and_changes_no_caption(corpus, shards, monkeypatch):
     loud, silent = (AudioShards(DataConfig([str(corpus)], str(shards / "test")), AUDIO, 0, 2) for _ in range(2))
     expected = take(loud.train_dataloader(), 12)
-    silent.leave_out_sound({f"clip{i}" for i in range(5)})
+    silent.leave_out_sound({name for batch in silent.storage_order() for name in batch["id"]})
     assert "waveform" in next(iter(silent.storage_order())) and "waveform" in next(iter(silent.val_dataloader()))
     monkeypatch.setattr(shard_reader, "decode_sound", None)
     for batch, other in zip(take(silent.train_dataloader(), 12), expected, strict=True):
@@ -297,11 +297,26 @@ def test_a_clip_whose_sound_is_bad_stays_out_without_sound_too(num_workers, corp
     (folder / "000000.tar").write_bytes(tar)
     config = DataConfig([str(folder)], num_workers=num_workers, max_bad_fraction=0.5)
     loud, silent = (AudioShards(config, AUDIO, 0, 2) for _ in range(2))
-    good = {key for batch in silent.storage_order() for key in batch["key"]}
+    good = {name for batch in silent.storage_order() for name in batch["id"]}
     assert len(good) == 4
     silent.leave_out_sound(good)
     for batch, other in zip(take(silent.train_dataloader(), 10), take(loud.train_dataloader(), 10), strict=True):
         assert "waveform" not in batch and (batch["key"], batch["text"]) == (other["key"], other["text"])
+
+
+def test_an_id_is_one_clip_of_all_folders_in_every_order(corpus, tmp_path):
+    """Two folders with equal keys; of the second a clip is bad, so that another comes in its place."""
+    rng = np.random.default_rng(0)
+    other = [Clip(f"clip{i}", text=f"other {i}", waveform=rng.uniform(-0.5, 0.5, 8000)) for i in range(5)]
+    other[2].text = "  "
+    write_shards(other, tmp_path / "other", clips_per_shard=2, num_workers=1)
+    data = AudioShards(DataConfig([str(corpus), str(tmp_path / "other")], max_bad_fraction=0.5), AUDIO, 0, 2)
+    stored = {name: clip for batch in data.storage_order() for name, clip in zip(batch["id"], flatten([batch]))}
+    assert len(stored) == 9 and len({clip["key"] for clip in stored.values()}) == 5
+    drawn = [pair for batch in take(data.train_dataloader(), 20) for pair in zip(batch["id"], flatten([batch]))]
+    assert {name for name, _ in drawn} == set(stored)
+    for name, clip in drawn:
+        assert clip["key"] == stored[name]["key"] and torch.equal(clip["waveform"], stored[name]["waveform"])
 
 
 def test_storage_order_refuses_crops(shards):

@@ -65,7 +65,7 @@ class Stage(L.LightningModule):
         self.config: Any = getattr(experiment.training, self.name)
         self.folder = folder
         self.frozen: dict[str, nn.Module] = {}
-        self.cache: dict[str, dict[str, Tensor]] = {}  # clip's key -> frozen networks' outputs
+        self.cache: dict[str, dict[str, Tensor]] = {}  # clip's id -> frozen networks' outputs
         self.kept: dict[str, dict[str, Tensor]] = {}  # the same of the last stage that filled its cache in this run
         self.rates: list[list[float]] = []  # of each optimiser's groups, after the warm-up
 
@@ -144,15 +144,15 @@ class Stage(L.LightningModule):
         """
         self.cache = {}
         if self.encoded and self.kept and set(self.encoded) <= set(next(iter(self.kept.values()))):
-            for key, row in self.kept.items():
+            for clip, row in self.kept.items():
                 features = self.of_stored({name: row[name][None] for name in self.encoded})
-                self.cache[key] = {name: value[0] for name, value in features.items()}
+                self.cache[clip] = {name: value[0] for name, value in features.items()}
             return
         for batch in self.trainer.datamodule.storage_order():  # type: ignore[attr-defined]
             waveform = batch["waveform"].to(self.device)
             features = self.features({**batch, "waveform": waveform})
-            for row, key in enumerate(batch["key"]):
-                self.cache[key] = {name: value[row].clone() for name, value in features.items()}
+            for row, clip in enumerate(batch["id"]):
+                self.cache[clip] = {name: value[row].clone() for name, value in features.items()}
         if self.encoded:
             self.kept.clear()
             self.kept.update(self.cache)
@@ -163,9 +163,9 @@ class Stage(L.LightningModule):
         if "features" in batch:
             stored = batch["features"]
             return self.of_stored({k: v.float() if v.is_floating_point() else v for k, v in stored.items()})
-        if not all(key in self.cache for key in batch["key"]):
+        if not all(clip in self.cache for clip in batch["id"]):
             return self.features(batch)
-        rows = [self.cache[key] for key in batch["key"]]
+        rows = [self.cache[clip] for clip in batch["id"]]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -19,6 +19,8 @@ from audioldm2_pl.training.optimizer import OptimizerConfig, learning_rate_facto
 from audioldm2_pl.training.records import peak_memory_gib
 from audioldm2_pl.training.run import STAGES, train
 from audioldm2_pl.training.stage import EMA, Resumable
+from data.shards import write_shards
+from data.synthetic import clips
 
 WRITES = {
     "clap": ("text_encoder",),
@@ -223,6 +225,20 @@ def test_cached_features_equal_uncached(smoke, smoke_run, tmp_path):
         rows = (experiment.run_folder / "logs/ldm/metrics.csv").read_text().splitlines()[1:]
         curves.append([float(row.split(",")[2]) for row in rows])
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+def test_clips_of_equal_keys_have_features_of_their_own(smoke, smoke_run, tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        write_shards(clips("train", 6, seed=seed), tmp_path / name, num_workers=1)
+    folders = f"data.train=[{tmp_path}/a,{tmp_path}/b]"
+    trained = []
+    for cached in ("true", "false"):
+        overrides = (folders, f"training.ldm.cache_features={cached}")
+        experiment = prepared(smoke, smoke_run, "ldm", tmp_path, f"cached-{cached}", *overrides)
+        train(experiment, "ldm")
+        rows = (experiment.run_folder / "logs/ldm/metrics.csv").read_text().splitlines()[1:]
+        trained.append([float(row.split(",")[2]) for row in rows])
+    assert trained[0] == pytest.approx(trained[1], rel=1e-4)
 
 
 def test_stages_of_one_call_share_cached_features_and_end_with_the_bits_of_several(
