@@ -1,6 +1,7 @@
 """Shards in, batches out: {"waveform" (B, T), "text", "transcript", "key", "id"}.
 
-A key is unique within its split; an id, "folder/shard/clip" by number, within all folders of `data.train`.
+A key is unique within its split. An id, "folder/shard/clip" by number, is unique within all folders of `data.train`;
+those of validation begin with "test/".
 
 Of encoded clips (see `encoded_shards`) "features", name -> (B, ...), stand in the waveform's place; where the stage
 keeps every clip's features itself, nothing does.
@@ -16,14 +17,14 @@ known, "transcript", "labels", "source", "licence", "start", "duration".
 The order of the clips is a function of (seed, epoch): shards are shuffled, then the clips of each shard. Ranks and
 workers take that one order in strides. A position in it is all that a resumed run needs. A bad clip's position takes
 the sound and text of the next position that has a good one, so that batches stay full and every rank takes equal
-steps; in validation a bad clip is left out.
+steps. In validation, too, and where the clips do not fill the ranks' last step, the first ones come once more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, zip_longest
+from itertools import cycle, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ class DataConfig:
 
 
 class ClipStream(IterableDataset):
-    """The training clips of one rank, or with `start=None` each clip once in storage order.
+    """The training clips of one rank, or with `start=None` each good clip once in storage order: with `validation` in
+    whole steps of all ranks.
 
     In a worker a UserError becomes a last clip {"error": its line}: see `ClipLoader`.
     """
@@ -92,7 +94,7 @@ class ClipStream(IterableDataset):
     def __init__(self, folders: Sequence[ShardFolder], audio: AudioConfig, num_samples: int, seed: int, batch_size: int,
                  start: int | None, rank: int = 0, world_size: int = 1,
                  weights: Sequence[float] = (), quarantine: Quarantine | None = None,
-                 silent: Container[str] = ()):  # fmt: skip
+                 silent: Container[str] = (), validation: bool = False):  # fmt: skip
         self.folders = folders
         self.audio = audio
         self.num_samples = num_samples
@@ -104,6 +106,7 @@ class ClipStream(IterableDataset):
         self.weights = weights
         self.quarantine = quarantine or Quarantine(folders)
         self.silent = silent  # ids of clips that come without their sound
+        self.validation = validation
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
@@ -117,7 +120,8 @@ class ClipStream(IterableDataset):
     def deal(self, worker: int, num_workers: int) -> Iterator[dict[str, Any]]:
         """Every rank takes each world_size-th clip, and its workers whole batches of these by turns."""
         first = self.start or 0
-        for position, *place in self.fetched_ahead():
+        steps = -(-sum(map(len, self.folders)) // self.world_size)
+        for position, *place in islice(self.fetched_ahead(), steps * self.world_size if self.validation else None):
             own, rest = divmod(position - first, self.world_size)
             if rest == self.rank and own // self.batch_size % num_workers == worker:
                 clip = self.load(position, *place) or self.replacement(position)
@@ -125,6 +129,8 @@ class ClipStream(IterableDataset):
                     yield clip
 
     def order(self, start: int) -> Iterator[Place]:
+        if self.validation:
+            return ((p, *place[1:]) for p, place in islice(enumerate(cycle(storage_order(self.folders))), start, None))
         if self.start is None:
             return islice(storage_order(self.folders), start, None)
         if self.weights:
@@ -153,15 +159,15 @@ class ClipStream(IterableDataset):
         if (folder.shard_path(shard), clip) in self.quarantine:
             return None
         try:
-            name = f"{f}/{shard}/{clip}"
+            name = f"{'test/' if self.validation else ''}{f}/{shard}/{clip}"
             return self.prepare(folder.load(shard, clip, name in self.silent), position) | {"id": name}
         except BadClip as bad:
             self.quarantine.add(folder, shard, clip, bad)
             return None
 
     def replacement(self, position: int) -> dict[str, Any] | None:
-        """The next good clip of the order for a bad one; None where each clip comes once."""
-        if self.start is None:
+        """The next good clip of the order for a bad one; None where each good clip comes once."""
+        if self.start is None and not self.validation:
             return None
         num_clips = sum(map(len, self.folders))
         for _, *place in islice(self.order(position + 1), num_clips):
@@ -273,11 +279,11 @@ class AudioShards(L.LightningDataModule):
 
     def stream(
         self, folders: Sequence[ShardFolder], quarantine: Quarantine, start: int | None, rank: int = 0,
-        world_size: int = 1, silent: Container[str] = (),
+        world_size: int = 1, silent: Container[str] = (), validation: bool = False,
     ) -> ClipStream:  # fmt: skip
         return ClipStream(
             folders, self.audio, self.num_samples, self.seed, self.batch_size, start, rank, world_size,
-            self.data.weights, quarantine, silent,
+            self.data.weights, quarantine, silent, validation,
         )  # fmt: skip
 
     def loader(self, stream: ClipStream) -> DataLoader:
@@ -291,11 +297,15 @@ class AudioShards(L.LightningDataModule):
         return self.loader(self.stream(self.train, self.quarantine, *place, silent=self.silent))
 
     def val_dataloader(self) -> DataLoader | list:
+        """Every rank has as many batches as the others, and one at least, whatever clips are bad."""
         if self.data.test is None:
             return []
         folders = [self.data.open(self.data.test)]
+        if not len(folders[0]):
+            raise UserError(f"{folders[0].path}: holds no clips; take it out of data.test")
         self.test_quarantine = Quarantine(folders, self.data.max_bad_fraction, self.quarantine.path)
-        return self.loader(self.stream(folders, self.test_quarantine, None, *self.rank_and_world_size()))
+        place = (None, *self.rank_and_world_size())
+        return self.loader(self.stream(folders, self.test_quarantine, *place, validation=True))
 
     def storage_order(self) -> DataLoader:
         """Every training clip once, in the order in which the shards hold them: what caching goes through.

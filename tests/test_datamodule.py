@@ -118,6 +118,36 @@ def test_evaluation_reads_each_clip_once_over_ranks_and_workers(world_size, work
     assert len(keys) == len(set(keys)) == NUM_CLIPS
 
 
+@pytest.mark.parametrize("world_size, workers", [(1, 0), (2, 3), (3, 0), (5, 2), (8, 0)])
+@pytest.mark.parametrize("bad", [(), (0,), (3, 4), (0, 1, 2, 3)])
+def test_validation_has_as_many_batches_on_every_rank(bad, world_size, workers, corpus, tmp_path):
+    folder = shutil.copytree(corpus, tmp_path / "test")
+    for tar in folder.glob("*.tar"):
+        content = tar.read_bytes()
+        for i in bad:
+            content = content.replace(f'["{i}a", "{i}b", "{i}c"]'.encode(), b'["  ", "  ", "  "]')
+        tar.write_bytes(content)
+    config = DataConfig([str(corpus)], str(folder), num_workers=workers, max_bad_fraction=1.0)
+    ranks = []
+    for rank in range(world_size):
+        data = AudioShards(config, AUDIO, 0, 2)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)  # type: ignore[assignment]
+        ranks.append(list(data.val_dataloader()))
+    clips = -(-5 // world_size)
+    assert [[len(batch["id"]) for batch in batches] for batches in ranks] == [
+        [min(2, clips - i) for i in range(0, clips, 2)]
+    ] * world_size
+    heard = {name for batches in ranks for batch in batches for name in batch["id"]}
+    assert heard == {f"test/0/{i // 2}/{i % 2}" for i in range(5) if i not in bad}
+
+
+def test_an_empty_test_split_is_refused(corpus, tmp_path):
+    folder = shutil.copytree(corpus, tmp_path / "test")
+    edit_index(folder, lambda index: index.update(shards=[]))
+    with pytest.raises(UserError, match=rf"{folder}: holds no clips"):
+        AudioShards(DataConfig([str(corpus)], str(folder)), AUDIO, 0, 2).val_dataloader()
+
+
 def test_whole_shards_are_skipped_by_count(shards, monkeypatch):
     opened = []
     table = ShardFolder.table
