@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ import diffusers
 import transformers
 from safetensors.torch import load_file, save_file
 
+from audioldm2_pl.atomic import is_write_error, reason_of, write_text
 from audioldm2_pl.conditioners import CLAP, T5
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models.audiomae import AudioMAE, AudioMAEConfig
@@ -211,6 +211,10 @@ class ModelFolder:
     def has(self, part: str) -> bool:
         return (self.path / part).is_dir()
 
+    def parts(self) -> set[str]:
+        """The parts that are there."""
+        return {part for part in PARTS if self.has(part)}
+
     def load(self, part: str) -> Any:
         return load_part(self.path, part)
 
@@ -232,18 +236,42 @@ class ModelFolder:
         return kind(model, self.load("tokenizer_2"))
 
     def save(self, part: str, content: Any) -> None:
-        """Writes a part whole: a broken-off write leaves the part as it was."""
+        """Writes a part whole: a broken-off write leaves the part as it was.
+
+        Raises UserError where the disk is full or read-only.
+        """
         new = self.path / f".{part}.part"
         shutil.rmtree(new, ignore_errors=True)
-        if part == "audiomae":
-            save_audiomae(content, new)
-        else:
+        try:
             new.mkdir(parents=True)
-            content.save_pretrained(new)
-            forget_origin(new / "config.json")
-        shutil.rmtree(self.path / part, ignore_errors=True)
-        new.rename(self.path / part)
+            if part == "audiomae":
+                save_audiomae(content, new)
+            else:
+                content.save_pretrained(new)
+                forget_origin(new / "config.json")
+        except Exception as error:
+            shutil.rmtree(new, ignore_errors=True)
+            if not is_write_error(error):
+                raise
+            raise UserError(f"{self.path / part}: cannot be written ({reason_of(error)}); make room there") from None
+        self.replace(part, new)
         self.write_index()
+
+    def replace(self, part: str, new: Path) -> None:
+        """The folder `new` takes the part's place; a kill in between leaves one of the two for `restore`."""
+        old = self.path / f".{part}.old"
+        if self.has(part):
+            (self.path / part).rename(old)
+        new.rename(self.path / part)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def restore(self) -> None:
+        """Undoes what killed processes have begun."""
+        for old in self.path.glob(".*.old"):
+            part = old.name.removeprefix(".").removesuffix(".old")
+            shutil.rmtree(old) if self.has(part) else old.rename(self.path / part)
+        for new in self.path.glob(".*.part"):
+            shutil.rmtree(new) if new.is_dir() else new.unlink()
 
     def write_index(self) -> None:
         """model_index.json of the parts that are there."""
@@ -256,6 +284,4 @@ class ModelFolder:
         if self.has("scheduler"):
             config = json.loads((self.path / "scheduler" / "scheduler_config.json").read_text())
             index["scheduler"] = ["diffusers", config["_class_name"]]
-        partial = self.path / f".model_index.{os.getpid()}.json"
-        partial.write_text(json.dumps(index, indent=2) + "\n")
-        partial.replace(self.path / "model_index.json")
+        write_text(self.path / "model_index.json", json.dumps(index, indent=2) + "\n")

@@ -31,6 +31,7 @@ from audioldm2_pl.training.decoder import DecoderTrainingConfig
 from audioldm2_pl.training.gpt2 import GPT2TrainingConfig
 from audioldm2_pl.training.joint import JointTrainingConfig
 from audioldm2_pl.training.ldm import LDMTrainingConfig
+from audioldm2_pl.training.stage import StageConfig
 from audioldm2_pl.training.vae import VAETrainingConfig
 from audioldm2_pl.training.vocoder import VocoderTrainingConfig
 
@@ -109,6 +110,10 @@ class ExperimentConfig:
     def is_speech(self) -> bool:
         return self.conditioners.phonemes is not None
 
+    def training_of(self, stage: str) -> StageConfig:
+        """A stage's recipe."""
+        return getattr(self.training, stage)
+
     @property
     def run_folder(self) -> Path:
         return Path(self.runs) / self.name
@@ -131,6 +136,13 @@ class ExperimentConfig:
 
     def check_fit(self) -> None:
         """Raises UserError where two parts do not fit together."""
+        rows = self.audiomae.num_frames // self.audiomae.patch_size
+        for key, poolings in (
+            ("audiomae.pooling", [self.audiomae.pooling]),
+            ("training.ldm.poolings", self.training.ldm.poolings),
+        ):
+            if undivided := [pooling for pooling in poolings if pooling < 1 or rows % pooling]:
+                raise UserError(f"{key}: {undivided[0]} does not divide the {rows} rows of AudioMAE's patches")
         text_dims = [d for d in self.unet.cross_attention_dim if d is not None]
         wanted = {
             "audio.hop_length": (

@@ -22,6 +22,7 @@ steps. In validation, too, and where the clips do not fill the ranks' last step,
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice, zip_longest
@@ -32,6 +33,7 @@ import lightning as L
 import numpy as np
 import soxr
 import torch
+from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from audioldm2_pl.audio import AudioConfig, fit_length, normalise
@@ -45,6 +47,7 @@ from audioldm2_pl.shard_reader import BadClip, ShardFolder, captions_of
 SILENCE = 1e-4  # a crop whose peak is below this is drawn again
 CROP_TRIES = 10  # draws before a silent crop is taken after all
 STORAGE_BATCH = 16  # clips of a batch in storage order: one number for all stages, which share what they make of them
+GRACE_SECONDS = 30  # for which a worker outlives SIGTERM
 BATCHES_AHEAD = 4  # remote shards are fetched at least so many global batches before their clips are read
 
 
@@ -226,6 +229,12 @@ def collate(clips: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
+def outlive_signals(worker: int) -> None:
+    """A signal to the whole job reaches the workers, too: they go on until the trainer has saved its checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda signum, frame: signal.alarm(GRACE_SECONDS))
+
+
 class ClipLoader(DataLoader):
     """Raises a worker's UserError as it was; torch would wrap it in the worker's traceback."""
 
@@ -289,12 +298,21 @@ class AudioShards(L.LightningDataModule):
     def loader(self, stream: ClipStream) -> DataLoader:
         workers = self.data.num_workers
         return ClipLoader(
-            stream, stream.batch_size, num_workers=workers, collate_fn=collate, persistent_workers=workers > 0
+            stream,
+            stream.batch_size,
+            num_workers=workers,
+            collate_fn=collate,
+            persistent_workers=workers > 0,
+            worker_init_fn=outlive_signals,
         )
 
     def train_dataloader(self) -> DataLoader:
         place = (self.start, *self.rank_and_world_size())
         return self.loader(self.stream(self.train, self.quarantine, *place, silent=self.silent))
+
+    def first_clips(self) -> DataLoader:
+        """The batches of one rank that has all clips, from the first on, wherever training has begun."""
+        return self.loader(self.stream(self.train, self.quarantine, 0))
 
     def val_dataloader(self) -> DataLoader | list:
         """Every rank has as many batches as the others, and one at least, whatever clips are bad."""
@@ -356,7 +374,14 @@ class AudioShards(L.LightningDataModule):
         return [line for line in (quarantine.summary() for quarantine in quarantines) if line]
 
     def rank_and_world_size(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if self.trainer:
+            return self.trainer.global_rank, self.trainer.world_size
+        joined = distributed.is_available() and distributed.is_initialized()
+        return (distributed.get_rank(), distributed.get_world_size()) if joined else (0, 1)
+
+    @property
+    def world_size(self) -> int:
+        return self.rank_and_world_size()[1]
 
     def state_dict(self) -> dict[str, Any]:
         assert self.trainer is not None

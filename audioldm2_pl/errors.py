@@ -1,7 +1,8 @@
-"""The one error that a user is meant to read, and what a command line makes of it."""
+"""What ends a command early, and what its command line makes of it."""
 
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable
 
@@ -13,11 +14,24 @@ class UserError(Exception):
     """
 
 
+class Interrupted(BaseException):
+    """SIGTERM or Ctrl-C asked the run to end. No Exception: it may be raised between any two lines of any library."""
+
+    def __init__(self, signum: int, state: str = ""):
+        super().__init__(signum, state)  # its arguments, so that it can be pickled
+        self.signum = signum
+        self.state = state  # what is saved, and how to go on
+
+    def __str__(self) -> str:
+        name = "interrupted" if self.signum == signal.SIGINT else signal.Signals(self.signum).name
+        return f"{name}; {self.state}" if self.state else name
+
+
 def run_tool(body: Callable[[], None]) -> int:
     """Runs a command line's body => its exit code, 0 if all went well.
 
-    A UserError becomes one line on stderr and code 2; Ctrl-C gives 130; a reader of stdout that has gone away, as
-    `| head` does, gives 141.
+    A UserError becomes one line on stderr and code 2, and so does a disk that is full, read-only or gone; Ctrl-C gives
+    130, SIGTERM 143; a reader of stdout that has gone away, as `| head` does, gives 141.
     """
     try:
         body()
@@ -25,6 +39,9 @@ def run_tool(body: Callable[[], None]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signum
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -33,6 +50,10 @@ def run_tool(body: Callable[[], None]) -> int:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # exit flushes what is left
         return 141
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        return 2
     return 0
 
 

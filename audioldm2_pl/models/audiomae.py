@@ -106,11 +106,12 @@ class AudioMAE(nn.Module):
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
         return torch.cat([cls, patches], dim=1)  # (B, 1 + P, D)
 
-    def forward_encoder(self, fbank: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward_encoder(self, fbank: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The visible patches encoded: (B, 1 + kept, D), mask (B, P) with 1 = removed, order (B, P) to restore."""
         x = self.embed(fbank)
         num_kept = max(1, round(x.shape[1] * (1 - self.config.mask_ratio)))
-        shuffle = draw_rows(lambda n: torch.rand(n, x.shape[1], device=x.device), len(x)).argsort(dim=1)
+        draws = draw_rows(lambda n: torch.rand(n, x.shape[1], device=x.device, generator=generator), len(x))
+        shuffle = draws.argsort(dim=1)  # (B, P)
         restore = shuffle.argsort(dim=1)
         kept = shuffle[:, :num_kept].unsqueeze(-1).expand(-1, -1, x.shape[2])
         mask = (restore >= num_kept).float()
@@ -140,9 +141,9 @@ class AudioMAE(nn.Module):
         error = (predicted - target).square().mean(2)  # (B, P)
         return (error * mask).sum() / mask.sum()
 
-    def forward(self, fbank: Tensor) -> Tensor:
+    def forward(self, fbank: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The pretraining loss of fbank (B, 1, frames, bins)."""
-        encoded, mask, restore = self.forward_encoder(fbank)
+        encoded, mask, restore = self.forward_encoder(fbank, generator)
         return self.forward_loss(fbank, self.forward_decoder(encoded, restore), mask)
 
     def features(self, fbank: Tensor) -> Tensor:

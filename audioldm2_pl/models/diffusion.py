@@ -91,18 +91,27 @@ def diffusion_target(config: DiffusionConfig, latent: Tensor, noise: Tensor, sha
     return noise if config.prediction == "epsilon" else q_sample(noise, -latent, share)
 
 
-def diffusion_loss(config: DiffusionConfig, predict: Callable[[Tensor, Tensor], Tensor], latent: Tensor) -> Tensor:
+def diffusion_loss(
+    config: DiffusionConfig,
+    predict: Callable[[Tensor, Tensor], Tensor],
+    latent: Tensor,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Mean squared error at a random timestep of each clip (Equation 7). `predict(noisy latent, timestep)`."""
-    timestep = draw_rows(lambda n: torch.randint(config.num_timesteps, (n,), device=latent.device), len(latent))
+    options = {"device": latent.device, "generator": generator}
+    timestep = draw_rows(lambda n: torch.randint(config.num_timesteps, (n,), **options), len(latent))  # (B,)
     share = signal_shares(config).to(latent.device)[timestep]
-    noise = noise_like(latent)
+    noise = noise_like(latent, generator)
     predicted = predict(q_sample(latent, noise, share), timestep)
     return F.mse_loss(predicted.float(), diffusion_target(config, latent, noise, share))
 
 
-def draw_dropped(config: DiffusionConfig, batch_size: int) -> Tensor:
+def draw_dropped(config: DiffusionConfig, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
     """(B,) bool: which clips of a batch are trained without their conditions."""
-    draws = torch.rand(1) if config.dropout_unit == "batch" else draw_rows(torch.rand, batch_size)
+    if config.dropout_unit == "batch":
+        draws = torch.rand(1, generator=generator)
+    else:
+        draws = draw_rows(lambda n: torch.rand(n, generator=generator), batch_size)
     return (draws < config.condition_dropout).expand(batch_size)
 
 

@@ -95,15 +95,17 @@ def log_mel_of(vae: AutoencoderKL, latent: Tensor) -> Tensor:
 def measure_scaling_factor(vae: AutoencoderKL, log_mels: Iterable[Tensor]) -> float:
     """1 / std of posterior samples over batches of log-mels (B, 1, F, M); written into `vae.config` too.
 
-    The authors' code takes the first training batch alone; several batches make the number steadier.
-    Raises UserError where there is no batch or the latents are constant.
+    The expectation over all samples, which needs no random draw. The authors' code takes one sample of the first
+    training batch; several batches make the number steadier. Raises UserError where there is no batch or the latents
+    are constant.
     """
     count, total, squares = 0, 0.0, 0.0
     for log_mel in log_mels:
-        latent = encode(vae, log_mel).sample().double()
-        count += latent.numel()
-        total += latent.sum().item()
-        squares += latent.square().sum().item()
+        posterior = encode(vae, log_mel)
+        mean, std = posterior.mean.double(), posterior.std.double()  # (B, C, F / r, M / r)
+        count += mean.numel()
+        total += mean.sum().item()
+        squares += (mean.square() + std.square()).sum().item()
     variance = squares / count - (total / count) ** 2 if count else 0.0
     if not variance > 0.0:
         raise UserError("the VAE's scaling factor cannot be measured: no batch, or constant latents; train longer")

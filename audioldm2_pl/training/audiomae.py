@@ -27,6 +27,7 @@ class AudioMAETrainingConfig(StageConfig):
 
 class AudioMAEPretraining(Stage):
     name = "audiomae"
+    networks = ("audiomae",)
     averaged = ("audiomae",)
 
     def __init__(self, experiment, folder):
@@ -38,7 +39,8 @@ class AudioMAEPretraining(Stage):
         return {"fbank": self.frozen["fbank"](batch["waveform"])}  # (B, 1, frames, bins)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return {"reconstruction": self.audiomae(self.features_of(batch)["fbank"])}
+        fbank = self.features_of(batch)["fbank"]
+        return {"reconstruction": self.audiomae(fbank, self.shared.on(fbank.device))}
 
     def parts(self) -> dict[str, Any]:
         return {"audiomae": self.audiomae}

@@ -49,6 +49,7 @@ class CLAPPretraining(Stage):
     """Trains both encoders and the two temperatures; every rank's clips are each other's negatives."""
 
     name = "clap"
+    networks = ("clap",)
     averaged = ("clap",)
 
     def __init__(self, experiment, folder):

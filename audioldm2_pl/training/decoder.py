@@ -43,6 +43,11 @@ class DecoderTrainingConfig(StageConfig):
     sampled_share: float = 0.7  # of the clips, with `sampled_from`: their latents are the T-UNet's
     max_clips: int | None = None  # learn from so many of the training clips; the T-UNet takes long to hear all
 
+    @property
+    def read_seconds(self) -> float | None:
+        """Whole clips where the T-UNet hears them."""
+        return None if self.sampled_from else self.crop_seconds
+
     def __post_init__(self) -> None:
         if not 0 <= self.sampled_share <= 1:
             raise UserError(f"training.decoder.sampled_share={self.sampled_share} is a share, from 0 to 1")
@@ -67,6 +72,7 @@ class DecoderFinetuning(Stage):
     """Trains the VAE's decoder alone, on latents with noise and, with `sampled_from`, on the T-UNet's."""
 
     name = "decoder"
+    networks = ("decoder", "vae")
     averaged = ("decoder",)
 
     def __init__(self, experiment, folder):
@@ -77,15 +83,6 @@ class DecoderFinetuning(Stage):
         self.log_mel = LogMel(experiment.audio)
         # opened here, so that a missing part is told at once
         self.generator = AudioLDM2(folder) if self.config.sampled_from else None
-
-    @property
-    def crop_seconds(self) -> float | None:
-        """Whole clips where the T-UNet hears them."""
-        return None if self.config.sampled_from else self.config.crop_seconds
-
-    @property
-    def max_clips(self) -> int | None:
-        return self.config.max_clips
 
     def on_fit_start(self) -> None:
         if self.generator is not None and self.generator.device != self.device:
@@ -105,11 +102,11 @@ class DecoderFinetuning(Stage):
     def sampled(self, batch: dict[str, Any], posterior: Any) -> Tensor:
         """What T-UNet and GPT-2 make of each clip's latent, noised to one of `sampled_from`, (B, C, H, W).
 
-        All draws follow from the clip's key: the other clips of a batch do not matter.
+        All draws follow from the clip's id: the other clips of a batch do not matter.
         """
         generator: Any = self.generator
         diffusion, choices = self.experiment.diffusion, self.config.sampled_from
-        seeds = [seed_of(self.experiment.seed, self.name, key) for key in batch["key"]]
+        seeds = [seed_of(self.experiment.seed, self.name, clip) for clip in batch["id"]]
         noise = draw_noise(posterior.mean.shape[1:], [torch.Generator().manual_seed(seed) for seed in seeds])
         latent = (posterior.mean + posterior.std * noise.to(posterior.mean)) * generator.vae.config.scaling_factor
         picked = [seed_of(seed, "timestep") % len(choices) for seed in seeds]
@@ -137,7 +134,10 @@ class DecoderFinetuning(Stage):
         length = num_frames // self.experiment.vae.downsampling
         if length >= num_latent_frames:
             return features
-        starts = draw_rows(lambda n: torch.randint(num_latent_frames - length + 1, (n,)), len(features["mean"]))
+        cpu = self.shared.on("cpu")
+        starts = draw_rows(
+            lambda n: torch.randint(num_latent_frames - length + 1, (n,), generator=cpu), len(features["mean"])
+        )
         crops = {}
         for name, value in features.items():
             unit = value.shape[2] // num_latent_frames
@@ -147,13 +147,17 @@ class DecoderFinetuning(Stage):
 
     def latent_to_decode(self, features: dict[str, Tensor]) -> Tensor:
         """Scaled latent (B, C, H, W): a posterior sample and noise on it or, of a share of the clips, the T-UNet's."""
-        latent = draw_latent(self.frozen, features)
-        noise = noise_like(latent)
-        strength = draw_rows(lambda n: torch.rand(n, 1, 1, 1, device=latent.device), len(latent))
-        latent = latent + self.config.latent_noise * strength * noise
+        generator = self.shared.on(features["mean"].device)
+        latent = draw_latent(self.frozen, features, generator)
+        noise = noise_like(latent, generator)
+
+        def draw(n: int) -> Tensor:
+            return torch.rand(n, 1, 1, 1, device=latent.device, generator=generator)
+
+        latent = latent + self.config.latent_noise * draw_rows(draw, len(latent)) * noise
         if "sampled" not in features:
             return latent
-        share = draw_rows(lambda n: torch.rand(n, 1, 1, 1, device=latent.device), len(latent))
+        share = draw_rows(draw, len(latent))  # (B, 1, 1, 1)
         return torch.where(share < self.config.sampled_share, features["sampled"], latent)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:

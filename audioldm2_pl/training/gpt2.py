@@ -64,7 +64,7 @@ def loa_parts(stage: Any) -> dict[str, Any]:
 
 class GPT2Finetuning(Stage):
     name = "gpt2"
-    sometimes = WORDS
+    networks = (*WORDS, "loa_generator", "audiomae", "clap")
 
     def __init__(self, experiment, folder):
         super().__init__(experiment, folder)

@@ -1,6 +1,5 @@
 """Stage `joint`: T-UNet and GPT-2 together; the diffusion loss reaches GPT-2 through its LOA (paper §III-D3)."""
 
-import random
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,10 +7,17 @@ from torch import Tensor
 
 from audioldm2_pl.audio import Fbank, LogMel
 from audioldm2_pl.models.audiomae import pool_loa
-from audioldm2_pl.models.diffusion import diffusion_loss, draw_dropped
+from audioldm2_pl.models.diffusion import diffusion_loss
 from audioldm2_pl.models.gpt2 import LOAGenerator
 from audioldm2_pl.training.gpt2 import LOA_LOSSES, clap_features, loa_parts, prompt_conditions
-from audioldm2_pl.training.ldm import draw_latent, encode_audio, open_unet, stored_words, unet_conditions
+from audioldm2_pl.training.ldm import (
+    draw_latent,
+    dropped_clips,
+    encode_audio,
+    open_unet,
+    stored_words,
+    unet_conditions,
+)
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
 from audioldm2_pl.training.words import WORDS, take_words
@@ -35,7 +41,7 @@ class JointTrainingConfig(StageConfig):
 class JointFinetuning(Stage):
     name = "joint"
     averaged = ("unet",)
-    sometimes = WORDS
+    networks = ("unet", "loa_generator", *WORDS, "vae", "audiomae", "clap")
 
     def __init__(self, experiment, folder):
         super().__init__(experiment, folder)
@@ -51,13 +57,16 @@ class JointFinetuning(Stage):
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         features = self.features_of(batch)
-        latent = draw_latent(self.frozen, features)
+        generator = self.shared.on(features["mean"].device)
+        latent = draw_latent(self.frozen, features, generator)
         true_loa = pool_loa(features["grid"], self.experiment.audiomae.pooling)
         prompts = prompt_conditions(self, batch, features)
-        loa = true_loa if random.random() < self.config.p_gt else self.loa_generator.generate(prompts)
-        dropped = draw_dropped(self.experiment.diffusion, len(latent))
+        takes_true = self.shared.python.random() < self.config.p_gt
+        loa = true_loa if takes_true else self.loa_generator.generate(prompts)
+        dropped = dropped_clips(self, len(latent))
         conditions = unet_conditions(loa, batch["text"], self.network("t5"), dropped, stored_words(features))
-        loss = diffusion_loss(self.experiment.diffusion, lambda z, t: self.unet(z, t, conditions), latent)
+        diffusion = self.experiment.diffusion
+        loss = diffusion_loss(diffusion, lambda z, t: self.unet(z, t, conditions), latent, generator)
         said = self.loa_generator.teacher_forced(prompts, true_loa)
         return {"diffusion": loss, "loa": LOA_LOSSES[self.config.loss](said, true_loa)}
 

@@ -1,6 +1,5 @@
 """Stage `ldm`: the T-UNet learns to make latents from AudioMAE's LOA, without needing captions (paper §III-D2)."""
 
-import random
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,10 +51,12 @@ def encode_audio(frozen: dict[str, Any], waveform: Tensor) -> dict[str, Tensor]:
     return {**encode_latent(frozen, waveform), "grid": frozen["audiomae"].features(frozen["fbank"](waveform))}
 
 
-def draw_latent(frozen: dict[str, Any], features: dict[str, Tensor]) -> Tensor:
+def draw_latent(
+    frozen: dict[str, Any], features: dict[str, Tensor], generator: torch.Generator | None = None
+) -> Tensor:
     """A sample of the posterior, scaled to unit variance, (B, C, H, W)."""
     mean = features["mean"]
-    latent = mean + features["std"] * noise_like(mean)
+    latent = mean + features["std"] * noise_like(mean, generator)
     return latent * frozen["vae"].config.scaling_factor
 
 
@@ -86,12 +87,19 @@ def unet_conditions(
     return conditions
 
 
-def without_loa(loa: Tensor, probability: float) -> Tensor:
+def without_loa(loa: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
     """LOA (B, L, D), that of some clips zero; draws nothing where the probability is 0."""
     if probability == 0.0:
         return loa
-    left_out = draw_rows(lambda n: torch.rand(n, 1, 1, device=loa.device), len(loa)) < probability
-    return loa.masked_fill(left_out, 0.0)
+    draws = draw_rows(lambda n: torch.rand(n, 1, 1, device=loa.device, generator=generator), len(loa))
+    return loa.masked_fill(draws < probability, 0.0)
+
+
+def dropped_clips(stage: Stage, batch_size: int) -> Tensor:
+    """(B,) bool: which clips of a batch go without their conditions; none in validation."""
+    if not stage.training:
+        return torch.zeros(batch_size, dtype=torch.bool)
+    return draw_dropped(stage.experiment.diffusion, batch_size, stage.shared.on("cpu"))
 
 
 def film_of(clap: Any, sound: Tensor, dropped: Tensor) -> Tensor:
@@ -111,7 +119,7 @@ def open_unet(folder: ModelFolder, num_heads: list[int]) -> TUNet:
 
 class LDMPretraining(Stage):
     name = "ldm"
-    sometimes = WORDS
+    networks = ("unet", *WORDS, "vae", "audiomae", "clap")
     encoded = ("mean", "std", "grid")
 
     def __init__(self, experiment, folder):
@@ -141,16 +149,20 @@ class LDMPretraining(Stage):
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         features = self.features_of(batch)
-        latent = draw_latent(self.frozen, features)
-        dropped = draw_dropped(self.experiment.diffusion, len(latent))
+        generator = self.shared.on(features["mean"].device)
+        latent = draw_latent(self.frozen, features, generator)
+        dropped = dropped_clips(self, len(latent))
         if self.is_audioldm1:
             conditions, film = [], film_of(self.frozen["clap"], features["clap"], dropped)
         else:
-            loa = pool_loa(features["grid"], random.choice(self.config.poolings))
-            loa, words = without_loa(loa, self.config.loa_dropout), stored_words(features)
+            loa = pool_loa(features["grid"], self.shared.python.choice(self.config.poolings))
+            loa = without_loa(loa, self.config.loa_dropout if self.training else 0.0, generator)
+            words = stored_words(features)
             conditions, film = unet_conditions(loa, batch["text"], self.network("t5"), dropped, words), None
-        loss = diffusion_loss(self.experiment.diffusion, lambda z, t: self.unet(z, t, conditions, film), latent)
-        return {"diffusion": loss}
+        diffusion = self.experiment.diffusion
+        return {
+            "diffusion": diffusion_loss(diffusion, lambda z, t: self.unet(z, t, conditions, film), latent, generator)
+        }
 
     def parts(self) -> dict[str, Any]:
         return {"unet": self.unet, **words_parts(self), "scheduler": build_scheduler(self.experiment.diffusion)}

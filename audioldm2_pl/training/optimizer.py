@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from audioldm2_pl.errors import UserError
-
 if TYPE_CHECKING:
     from audioldm2_pl.training.stage import Stage
 
@@ -31,17 +29,12 @@ class OptimizerConfig:
 def by_learning_rate(stage: Stage, network: nn.Module, config: OptimizerConfig) -> dict[float, list[nn.Parameter]]:
     """What learns of a stage's network, by the rate after the warm-up.
 
-    The rate of a network that is frozen, or that the experiment does without, has no effect. Raises UserError where
-    `learning_rates` names none of the stage's.
+    The rate of a network that is frozen, or that the experiment does without, has no effect.
     """
     own: dict[nn.Parameter, float] = {}
     for name, rate in config.learning_rates.items():
-        try:
+        if hasattr(stage, name.partition(".")[0]):
             own |= dict.fromkeys(stage.get_submodule(name).parameters(), rate)
-        except AttributeError:
-            if name.split(".")[0] not in (*stage.frozen, *stage.sometimes):
-                there = ", ".join(dict(stage.named_children()))
-                raise UserError(f"{stage.name}: learning_rates: no network {name!r}; there are {there}") from None
     groups: dict[float, list[nn.Parameter]] = {}
     for parameter in network.parameters():
         if parameter.requires_grad:

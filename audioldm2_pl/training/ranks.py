@@ -17,6 +17,7 @@ from torch import distributed
 
 from audioldm2_pl.config import TrainerConfig
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.training.checkpoint import WholeCheckpoints
 
 
 def launched_by() -> ClusterEnvironment | None:
@@ -58,7 +59,7 @@ def build_trainer(config: TrainerConfig, **settings: Any) -> L.Trainer:
             devices=int(config.devices) if config.devices.isdigit() else config.devices,
             num_nodes=config.num_nodes,
             precision=config.precision,  # type: ignore[arg-type]
-            plugins=[environment] if environment else None,
+            plugins=[*([environment] if environment else []), WholeCheckpoints()],
             enable_progress_bar=config.progress_bar,
             enable_checkpointing=False,
             enable_model_summary=False,

@@ -4,19 +4,28 @@ runs/<name>/stages/<stage>.json    a finished stage; delete it to train the stag
 runs/<name>/stages/<stage>/        the parts that the stage has overwritten, as they were when it began
 """
 
+import fcntl
 import filecmp
 import json
 import os
 import resource
 import shutil
+import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from audioldm2_pl.atomic import read_json, write_text
 from audioldm2_pl.checkpoints import GROUPS, ModelFolder
 from audioldm2_pl.config import ExperimentConfig, to_plain
+from audioldm2_pl.datamodule import DataConfig
+from audioldm2_pl.errors import UserError
+from audioldm2_pl.seeds import seed_of
+from audioldm2_pl.training.checkpoint import Resumable, changed_settings, describe_changes
 from audioldm2_pl.training.ranks import said_by_rank_zero
 from audioldm2_pl.training.stage import Stage
 
@@ -43,6 +52,9 @@ WRITES = {  # stage -> groups of parts that it writes; where two write the same,
 }
 
 
+NO_RECIPE = ("save_every_batches", "cache_features")  # fields of a stage's recipe that change no result
+
+
 def recipe(experiment: ExperimentConfig, name: str) -> dict[str, Any]:
     """What decides a stage's result: its settings, plain, to be compared with a finished stage's."""
     config = to_plain(experiment)
@@ -52,7 +64,19 @@ def recipe(experiment: ExperimentConfig, name: str) -> dict[str, Any]:
             config["diffusion"].pop(key)
     depends_on = DEPENDS_ON["joint"] if samples else DEPENDS_ON[name]
     sections = {section: config[section] for section in ("seed", "audio", *depends_on)}
-    return {**sections, "training": config["training"][name]}
+    training = {key: value for key, value in config["training"][name].items() if key not in NO_RECIPE}
+    data = {"train": corpora(experiment.data), "weights": experiment.data.weights}
+    return {**sections, "training": training, "data": data, "precision": experiment.trainer.precision}
+
+
+def corpora(data: DataConfig) -> list[str]:
+    """The shards of each folder of `data.train` by a digest of their checksums: a folder that moves stays the same."""
+    digests = []
+    for path in data.train:
+        shards = data.open(path).index["shards"]
+        content = [(shard["name"], shard["num_clips"], shard.get("sha256")) for shard in shards]
+        digests.append(f"{seed_of(content):016x}")
+    return digests
 
 
 def record_of(experiment: ExperimentConfig, name: str) -> Path:
@@ -65,23 +89,52 @@ def checkpoint_of(experiment: ExperimentConfig, name: str) -> Path:
     return experiment.run_folder / "checkpoints" / f"{name}.ckpt"
 
 
-def is_finished(experiment: ExperimentConfig, name: str) -> bool:
+def read_record(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> dict[str, Any]:
+    """What is recorded of a finished stage; empty where it is not finished.
+
+    Raises UserError where the record is damaged, or what the stage has written is gone.
+    """
+    path = record_of(experiment, name)
+    if not said_by_rank_zero(path.is_file()):
+        return {}
+    record = read_json(path)
+    if lost := [part for part in record.get("parts", ()) if not folder.has(part)]:
+        raise UserError(
+            f"{name}: finished, but {folder.path / lost[0]} is gone; put it back, or delete {path} to train {name} anew"
+        )
+    return record
+
+
+def is_finished(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> bool:
     """Whether there is nothing left to train; says so, and whether that was with other settings."""
-    record = record_of(experiment, name)
-    if not said_by_rank_zero(record.is_file()):
+    record = read_record(experiment, name, folder)
+    if not record:
         return False
-    same = json.loads(record.read_text())["recipe"] == recipe(experiment, name)
-    other = f"finished with other settings; delete {record} to train it anew"
-    print(f"{name}: {'finished' if same else other}", flush=True)
+    try:
+        changes = changed_settings(record.get("recipe", {}), recipe(experiment, name))
+    except UserError:  # the shards may have gone since
+        changes = {}
+    line = f"{name}: finished"
+    if changes:
+        line += (
+            f" with other settings ({describe_changes(changes)}); delete {record_of(experiment, name)} to train anew"
+        )
+    print(line, flush=True)
     return True
 
 
-def record_finished(experiment: ExperimentConfig, stage: Stage, seconds: float) -> None:
-    record = record_of(experiment, stage.name)
-    record.parent.mkdir(parents=True, exist_ok=True)
-    report = {"seconds": seconds, "batches": stage.config.batches, "peak_memory_gib": peak_memory_gib()}
-    record.write_text(json.dumps({**report, "recipe": recipe(experiment, stage.name)}, indent=2) + "\n")
-    print(f"{stage.name}: finished in {seconds:.0f} s", flush=True)
+def record_finished(experiment: ExperimentConfig, stage: Stage, resumable: Resumable, num_clips: int) -> None:
+    report = {
+        "seconds": resumable.elapsed(),
+        "batches": stage.config.batches,
+        "clips": num_clips,
+        "peak_memory_gib": peak_memory_gib(),
+        "parts": list(stage.parts()),
+        "resumed_with_other_settings": resumable.changes,
+        "recipe": resumable.recipe,
+    }
+    write_text(record_of(experiment, stage.name), json.dumps(report, indent=2) + "\n")
+    print(f"{stage.name}: finished in {report['seconds']:.0f} s", flush=True)
 
 
 def peak_memory_gib() -> float:
@@ -101,11 +154,39 @@ def keep_parts(experiment: ExperimentConfig, stage: Stage, folder: ModelFolder) 
     kept = kept_parts(experiment, stage.name)
     if kept.is_dir():
         return
-    new = kept.with_name(f".{kept.name}.{os.getpid()}")
+    new = kept.with_name(f".{kept.name}.part")
+    shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     for part in filter(folder.has, stage.parts()):
         link_tree(folder.path / part, new / part)
     new.rename(kept)
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Holds a run for this process; the lock dies with it. Raises UserError where another `train` holds the run."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read() or "another process"
+            raise UserError(f"{run}: {holder} trains this run; wait for it, or give another name") from None
+        except OSError:  # a file system without locks
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def remove_unfinished(experiment: ExperimentConfig, folder: ModelFolder) -> None:
+    """Undoes what killed processes have left half-written."""
+    folder.restore()
+    run = experiment.run_folder
+    for path in (*run.glob(".*.part"), *run.glob("stages/.*"), *run.glob("checkpoints/.*")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def rewind(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> None:
@@ -138,8 +219,7 @@ def bring_back(kept: Path, folder: ModelFolder) -> None:
         new = folder.path / f".{source.name}.part"
         shutil.rmtree(new, ignore_errors=True)
         link_tree(source, new)
-        shutil.rmtree(target, ignore_errors=True)
-        new.rename(target)
+        folder.replace(source.name, new)
     folder.write_index()
 
 

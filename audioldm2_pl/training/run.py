@@ -5,34 +5,38 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import logging
 import multiprocessing
 import os
 import sys
 import time
-import warnings
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import distributed
 
+from audioldm2_pl.atomic import read_json, write_text
 from audioldm2_pl.checkpoints import ModelFolder
 from audioldm2_pl.config import ExperimentConfig, TrainerConfig
 from audioldm2_pl.datamodule import AudioShards
-from audioldm2_pl.errors import UserError
+from audioldm2_pl.errors import Interrupted, UserError
 from audioldm2_pl.models.vocoder import check_front_end
 from audioldm2_pl.seeds import seed_of
 from audioldm2_pl.training.audiomae import AudioMAEPretraining
+from audioldm2_pl.training.checkpoint import Resumable, check_resumable, describe_changes, read_checkpoint
+from audioldm2_pl.training.checks import check_stages
 from audioldm2_pl.training.clap import CLAPPretraining
 from audioldm2_pl.training.decoder import DecoderFinetuning
+from audioldm2_pl.training.ema import EMA
 from audioldm2_pl.training.gpt2 import GPT2Finetuning
+from audioldm2_pl.training.interruption import INTERRUPTION
 from audioldm2_pl.training.joint import JointFinetuning
 from audioldm2_pl.training.ldm import LDMPretraining
+from audioldm2_pl.training.logging import LossCurves, build_loggers, quieten
 from audioldm2_pl.training.ranks import (
     build_trainer,
     first_on_rank_zero,
@@ -40,9 +44,19 @@ from audioldm2_pl.training.ranks import (
     said_by_rank_zero,
     start_ranks,
 )
-from audioldm2_pl.training.records import checkpoint_of, is_finished, keep_parts, record_finished, rewind
+from audioldm2_pl.training.records import (
+    checkpoint_of,
+    is_finished,
+    keep_parts,
+    locked,
+    read_record,
+    recipe,
+    record_finished,
+    remove_unfinished,
+    rewind,
+)
 from audioldm2_pl.training.samples import HEARD, Samples
-from audioldm2_pl.training.stage import EMA, LossCurves, Resumable, Stage
+from audioldm2_pl.training.stage import Stage
 from audioldm2_pl.training.vae import VAETraining
 from audioldm2_pl.training.vocoder import VocoderTraining
 
@@ -65,7 +79,6 @@ STAGE_GROUPS = {
     "ldm": "unet",
     "gpt2": "gpt2",
 }
-LOGGERS = ("tensorboard", "wandb")
 Features = dict[str, dict[str, torch.Tensor]]  # clip's key -> what frozen networks said of it
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -73,22 +86,31 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 def train(experiment: ExperimentConfig, only: str | None = None) -> None:
     """Trains the experiment's stages, or `only` one of them, into runs/<name>/model.
 
-    Raises UserError where a shard folder, a part or a stage is missing.
+    Raises UserError, before the first batch of the first stage, where one of them could not be trained, and Interrupted
+    where a signal ends it.
     """
     if only is not None and only not in STAGES:
         raise UserError(f"--stage {only}: no such stage; there are {', '.join(STAGES)}")
     prepare_process(experiment)
-    start_ranks(experiment.trainer)
+    with INTERRUPTION.handled():
+        start_ranks(experiment.trainer)
+        with locked(experiment.run_folder) if is_rank_zero() else nullcontext():
+            run_stages(experiment, [only] if only else list(experiment.stages))
+
+
+def run_stages(experiment: ExperimentConfig, stages: list[str]) -> None:
     started = time.perf_counter()
     folder = ModelFolder(experiment.model_folder, experiment.from_, experiment.start_from)
+    if is_rank_zero():
+        remove_unfinished(experiment, folder)
     first_on_rank_zero(folder.take_given)
     first_on_rank_zero(lambda: folder.take_pretrained(experiment.conditioners))
     if "vocoder" in folder.given:
         check_front_end(folder.load("vocoder"), experiment.audio)
-    stages = [only] if only else list(experiment.stages)
     for name in [name for name in stages if STAGE_GROUPS.get(name) in folder.given]:
         print(f"{name}: taken from {folder.given[STAGE_GROUPS[name]]}", flush=True)
         stages.remove(name)
+    check_stages(experiment, [STAGES[name] for name in stages if not read_record(experiment, name, folder)], folder)
     try:
         first = [name for name in stages if name in INDEPENDENT]
         if min(experiment.trainer.parallel_stages, len(first)) > 1:
@@ -137,22 +159,36 @@ def run_side_by_side(experiment: ExperimentConfig, names: list[str], folder: Mod
         try:
             for future in futures:
                 future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, Interrupted):
+                stop_stages(futures, multiprocessing.active_children())
+                raise Interrupted(error.signum, "the stages are saved; the same command goes on from there") from None
             raise
     folder.write_index()  # the processes' own indices do not know of each other
 
 
+def stop_stages(futures: list[Future], processes: list[Any]) -> None:
+    """Asks the processes to save and end, and waits for them."""
+    for process in processes:
+        process.terminate()
+    wait(futures)
+
+
 def run_alone(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> None:
     prepare_process(experiment)
-    run_stage(experiment, name, folder)
+    with INTERRUPTION.handled():
+        run_stage(experiment, name, folder)
 
 
 def add_seconds(path: Path, seconds: float) -> None:
     """Adds to the time that all calls of `train` have taken for this run."""
-    before = json.loads(path.read_text())["train"] if path.is_file() else 0.0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"train": before + seconds}) + "\n")
+    try:
+        before = float(read_json(path)["train"]) if path.is_file() else 0.0
+    except (UserError, KeyError, TypeError, ValueError):
+        print(f"{path}: damaged; the time of earlier calls is not counted", flush=True)
+        before = 0.0
+    write_text(path, json.dumps({"train": before + seconds}) + "\n")
 
 
 def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, features: Features | None = None) -> None:
@@ -160,13 +196,13 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, feat
 
     `features` are those that the stages before have kept, with `cache_features`, and this one may add to.
     """
-    if is_finished(experiment, name):
+    if is_finished(experiment, name, folder):
         return
     gc.collect()  # the stage before and its trainer refer to each other: weights, optimisers and caches would stay
     checkpoint = checkpoint_of(experiment, name)
     if is_rank_zero() and not checkpoint.is_file():
         rewind(experiment, name, folder)
-    going_on = said_by_rank_zero(checkpoint.is_file())  # the other ranks wait for it
+    resumes = said_by_rank_zero(checkpoint.is_file())  # the other ranks wait for it
     torch.manual_seed(seed_of(experiment.seed, name))
     stage = STAGES[name](experiment, folder)
     if is_rank_zero():
@@ -179,48 +215,90 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, feat
         experiment.audio,
         seed_of(experiment.seed, name, "data"),
         config.batch_size,
-        stage.crop_seconds,
+        config.read_seconds,
         experiment.run_folder / "quarantine.jsonl",
-        stage.max_clips,
+        getattr(config, "max_clips", None),
     )
     ema = EMA(config.ema_decay) if config.ema_decay is not None and stage.averaged else None
-    resumable = Resumable(checkpoint, config.save_every_batches)
-    # the average first: what is saved after a batch has to hold that batch's average
-    callbacks = [*([ema] if ema else []), resumable]
-    if experiment.trainer.sample_every_batches and name in HEARD and is_rank_zero():
-        samples = experiment.run_folder / "samples" / name
-        callbacks.append(Samples(experiment, samples, experiment.trainer.sample_every_batches, ema))
-    trainer = trainer_of(experiment, stage, callbacks)
-    print(
-        f"{name}: {'goes on from ' + str(checkpoint) if going_on else 'starts'}, {config.batches} batches", flush=True
-    )
-    trainer.fit(stage, data, ckpt_path=str(checkpoint) if going_on else None, weights_only=True)
-    if trainer.interrupted:
-        raise UserError(f"{name}: interrupted; the same command goes on from the last checkpoint")
+    resumable = Resumable(checkpoint, config.save_every_batches, recipe(experiment, name), INTERRUPTION)
+    print(f"{name}: {f'goes on from {checkpoint}' if resumes else 'starts'}, {config.batches} batches", flush=True)
+    saver = PartSaver(stage, data, ema, folder)
+    if resumes and is_trained(checkpoint, stage, ema, resumable):
+        saver.save()
+    else:
+        callbacks = [*callbacks_of(experiment, stage, ema), resumable, saver]
+        trainer = trainer_of(experiment, stage, callbacks)
+        trainer.fit(stage, data, ckpt_path=str(checkpoint) if resumes else None, weights_only=True)
     if features and name in INDEPENDENT:  # another VAE or AudioMAE says other things
         features.clear()
-    if trainer.is_global_zero:
-        save_parts(stage, ema, folder)
-        record_finished(experiment, stage, resumable.elapsed())
+    if is_rank_zero():
+        record_finished(experiment, stage, resumable, config.batches * config.batch_size * data.world_size)
         checkpoint.unlink(missing_ok=True)
         for line in data.bad_clips():
             print(f"{name}: {line}", flush=True)
-    trainer.strategy.barrier()
+    if distributed.is_initialized():
+        distributed.barrier()
 
 
-def save_parts(stage: Stage, ema: EMA | None, folder: ModelFolder) -> None:
-    """What the stage has made, its averaged weights where there are some, goes into the model folder."""
-    with ema.applied(stage) if ema else nullcontext():
-        stage.finish()
-        for part, content in stage.parts().items():
-            folder.save(part, content)
+def is_trained(path: Path, stage: Stage, ema: EMA | None, resumable: Resumable) -> bool:
+    """Whether a checkpoint has all of the stage's batches; the stage then has its weights. Says what has changed since.
+
+    Raises UserError where the stage cannot go on from it.
+    """
+    checkpoint = read_checkpoint(path)
+    changes = check_resumable(checkpoint, path, stage, resumable.recipe)
+    states = checkpoint["callbacks"]
+    resumable.changes = list(states.get("Resumable", {}).get("changes", []))
+    if changes:
+        print(f"{stage.name}: other settings from here on: {describe_changes(changes)}", flush=True)
+        resumable.changes.append({"batch": checkpoint["AudioShards"]["batches"], "settings": changes})
+    if checkpoint["AudioShards"]["batches"] < stage.config.batches:
+        return False
+    stage.load_state_dict(checkpoint["state_dict"])
+    resumable.load_state_dict(states["Resumable"])
+    if ema and "EMA" in states:
+        ema.load_state_dict(states["EMA"])
+    return True
+
+
+class PartSaver(L.Callback):
+    """Saves what the stage has made, its averaged weights where there are some, while it is still on its device."""
+
+    def __init__(self, stage: Stage, data: AudioShards, ema: EMA | None, folder: ModelFolder):
+        self.stage = stage
+        self.data = data
+        self.ema = ema
+        self.folder = folder
+        self.parts = folder.parts()  # that were there when the stage began
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.save()
+
+    def save(self) -> None:
+        if not is_rank_zero():
+            return
+        if lost := sorted(self.parts - self.folder.parts()):
+            raise UserError(f"{self.folder.path / lost[0]}: gone since {self.stage.name} began; put it back and go on")
+        with self.ema.applied(self.stage) if self.ema and self.ema.average else nullcontext():
+            self.stage.finish(self.data)
+            for part, content in self.stage.parts().items():
+                self.folder.save(part, content)
+
+
+def callbacks_of(experiment: ExperimentConfig, stage: Stage, ema: EMA | None) -> list[L.Callback]:
+    """The average first: what is saved, heard or logged after a batch has to hold that batch's average."""
+    every = experiment.trainer.sample_every_batches
+    callbacks: list[L.Callback] = [ema] if ema else []
+    if every and stage.name in HEARD and is_rank_zero():
+        callbacks.append(Samples(experiment, experiment.run_folder / "samples" / stage.name, every, ema))
+    curves = experiment.run_folder / "logs" / stage.name / "metrics.csv"
+    return [*callbacks, LossCurves(curves, experiment.trainer.log_every_batches)]
 
 
 def trainer_of(experiment: ExperimentConfig, stage: Stage, callbacks: list[L.Callback]) -> L.Trainer:
     c, config = experiment.trainer, stage.config
     validate = c.validate_every_batches if experiment.data.test else None
     manual = not stage.automatic_optimization  # such a stage clips and accumulates by itself
-    curves = LossCurves(experiment.run_folder / "logs" / stage.name / "metrics.csv", c.log_every_batches)
     return build_trainer(
         c,
         strategy=strategy_of(c, manual),
@@ -231,7 +309,7 @@ def trainer_of(experiment: ExperimentConfig, stage: Stage, callbacks: list[L.Cal
         num_sanity_val_steps=0,
         gradient_clip_val=None if manual else config.gradient_clip,
         accumulate_grad_batches=1 if manual else config.accumulate_batches,
-        callbacks=[*callbacks, curves],
+        callbacks=callbacks,
         logger=build_loggers(experiment, stage.name),
         log_every_n_steps=c.log_every_batches,
         default_root_dir=experiment.run_folder,
@@ -244,43 +322,3 @@ def strategy_of(config: TrainerConfig, manual: bool) -> str:
     num_devices = int(config.devices) if config.devices.isdigit() else num_gpus
     several = num_devices > 1 or config.num_nodes > 1 or distributed.is_initialized()
     return "ddp_find_unused_parameters_true" if several and manual else "auto"
-
-
-def build_loggers(experiment: ExperimentConfig, stage: str) -> list:
-    """The loggers asked for beside the CSV; wandb writes offline where there is no account."""
-    loggers: list = []
-    folder = experiment.run_folder / "logs" / stage
-    for name in experiment.trainer.loggers:
-        if name not in LOGGERS:
-            raise UserError(f"trainer.loggers: no logger {name!r}; there are {', '.join(LOGGERS)}")
-        folder.mkdir(parents=True, exist_ok=True)
-        if name == "tensorboard":
-            loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
-        else:
-            loggers.append(
-                WandbLogger(
-                    name=f"{experiment.name}/{stage}",
-                    project="audioldm2",
-                    save_dir=folder,
-                    offline=not has_wandb_account(),
-                )
-            )
-    return loggers
-
-
-def has_wandb_account() -> bool:
-    netrc = Path.home() / ".netrc"
-    return "WANDB_API_KEY" in os.environ or (netrc.is_file() and "wandb" in netrc.read_text())
-
-
-def quieten() -> None:
-    """Keeps Lightning's tips and repeated warnings from burying the losses."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for text in (
-        ".*does not have many workers.*",
-        ".*IterableDataset.*",
-        ".*isinstance.treespec, LeafSpec.*",
-        ".*mid-epoch.*",
-        ".*dataloader is not resumable.*",  # the data module is: it saves its place
-    ):
-        warnings.filterwarnings("ignore", text)

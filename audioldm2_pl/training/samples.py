@@ -27,7 +27,8 @@ from audioldm2_pl.models.vae import latent_of, log_mel_of
 from audioldm2_pl.models.vocoder import vocode
 from audioldm2_pl.pipeline import AudioLDM2
 from audioldm2_pl.seeds import seed_of
-from audioldm2_pl.training.stage import EMA, Stage
+from audioldm2_pl.training.ema import EMA
+from audioldm2_pl.training.stage import Stage
 
 
 class LiveFolder(ModelFolder):

@@ -1,21 +1,17 @@
-"""What all stages share: named losses, seeds, EMA, checkpoints.
+"""What all stages share: named losses, seeds, optimisers.
 
 Budgets are counted in batches: an "epoch" of the trainer is the stage's whole budget, and the batch index is
 the one clock. Every random draw of a batch follows from (seed, stage, batch index), so a stage that was broken off
-and resumed goes through the same draws as one that was not. Ranks are seeded alike: what is drawn for each clip is
-drawn for the global batch (`seeds.draw_rows`), what is drawn once for a batch is the same on all.
+and resumed goes through the same draws as one that was not. What is drawn for each clip is drawn for the global batch
+(`seeds.draw_rows`), and what is drawn once for a batch is the same on all ranks, both out of `Stage.shared`; torch's
+own generator, of which dropout makes its masks, differs from rank to rank.
 """
 
 from __future__ import annotations
 
-import csv
-import os
 import random
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -23,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from audioldm2_pl.seeds import seed_of
+from audioldm2_pl.seeds import SharedRandom, seed_of
 from audioldm2_pl.training.optimizer import OptimizerConfig, by_learning_rate, learning_rate_factor, make_optimizer
 
 if TYPE_CHECKING:
     from audioldm2_pl.checkpoints import ModelFolder
     from audioldm2_pl.config import ExperimentConfig
+    from audioldm2_pl.datamodule import AudioShards
 
 
 @dataclass
@@ -46,6 +43,11 @@ class StageConfig:
     save_every_batches: int = 1_000  # a checkpoint to resume from this often
     cache_features: bool = False  # compute frozen networks' outputs once, before the first batch, and keep them
 
+    @property
+    def read_seconds(self) -> float | None:
+        """The length that clips are read with; None reads them whole."""
+        return self.crop_seconds
+
 
 class Stage(L.LightningModule):
     """Base of all stages.
@@ -56,18 +58,20 @@ class Stage(L.LightningModule):
 
     name: str  # the stage's name in YAMLs
     averaged: tuple[str, ...] = ()  # attributes whose weights the EMA follows
-    sometimes: tuple[str, ...] = ()  # networks that it has in some experiments only
+    networks: tuple[str, ...] = ()  # that it trains or runs, in some experiments at least, and that may have own rates
     encoded: tuple[str, ...] = ()  # stored features that may stand for the waveform (see `encoded_shards`)
 
     def __init__(self, experiment: ExperimentConfig, folder: ModelFolder):
         super().__init__()
         self.experiment = experiment
-        self.config: Any = getattr(experiment.training, self.name)
+        self.config: Any = experiment.training_of(self.name)
         self.folder = folder
         self.frozen: dict[str, nn.Module] = {}
         self.cache: dict[str, dict[str, Tensor]] = {}  # clip's id -> frozen networks' outputs
         self.kept: dict[str, dict[str, Tensor]] = {}  # the same of the last stage that filled its cache in this run
         self.rates: list[list[float]] = []  # of each optimiser's groups, after the warm-up
+        self.shared = SharedRandom(seed_of(experiment.seed, self.name))  # seeded anew for each batch
+        self.saved_optimizers: list[dict[str, Any]] = []  # of the checkpoint that the stage resumes from
 
     # ---- what a stage says of itself
 
@@ -91,18 +95,8 @@ class Stage(L.LightningModule):
         """Optimiser's name -> what it trains; `<name>_optimizer` in the recipe may give it settings of its own."""
         return {"main": self}
 
-    def finish(self) -> None:
+    def finish(self, data: AudioShards) -> None:
         """Last measurements before the parts are saved."""
-
-    @property
-    def crop_seconds(self) -> float | None:
-        """The length that clips are read with; None reads them whole."""
-        return self.config.crop_seconds
-
-    @property
-    def max_clips(self) -> int | None:
-        """How many of the training clips are dealt to it; None deals all."""
-        return None
 
     # ---- what the base does with it
 
@@ -169,13 +163,12 @@ class Stage(L.LightningModule):
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        seed = seed_of(self.experiment.seed, self.name, batch_idx)
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        optimizers: Any = self.optimizers()
-        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        for name, optimizer, rates in zip(self.optimized(), optimizers, self.rates):
+        self.shared = SharedRandom(seed_of(self.experiment.seed, self.name, batch_idx))
+        own = seed_of(self.experiment.seed, self.name, batch_idx, self.global_rank)
+        torch.manual_seed(own)
+        random.seed(own)
+        np.random.seed(own % 2**32)
+        for name, optimizer, rates in zip(self.optimized(), self.trainer.optimizers, self.rates):
             factor = learning_rate_factor(self.optimizer_config(name), batch_idx, self.config.batches)
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * factor
@@ -197,128 +190,44 @@ class Stage(L.LightningModule):
         self.log_terms(terms, len(batch["key"]))
         return self.total(terms)
 
+    def steps_after(self, batch_idx: int) -> bool:
+        """Whether the optimisers step after this batch: the last of `accumulate_batches`, or of the budget."""
+        num_batches = batch_idx + 1
+        return num_batches % self.config.accumulate_batches == 0 or num_batches == self.config.batches
+
     def update(self, optimizer: Any, loss: Tensor, batch_idx: int) -> None:
         """Backward, and at the last of `accumulate_batches` a step: what a stage with manual optimisation calls."""
-        count = self.config.accumulate_batches
-        self.manual_backward(loss / count)
-        if (batch_idx + 1) % count == 0:
+        self.manual_backward(loss / self.config.accumulate_batches)
+        if self.steps_after(batch_idx):
             self.clip_gradients(optimizer, self.config.gradient_clip, "norm")
             optimizer.step()
             optimizer.zero_grad()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self.experiment.seed, self.name, "validation", batch_idx, self.global_rank))
-            self.log_terms(self.losses(batch), len(batch["key"]), "val")
+        """Losses with the averaged weights and all conditions; a batch's draws are the same in every validation."""
+        self.shared = SharedRandom(seed_of(self.experiment.seed, self.name, "validation", batch_idx))
+        self.log_terms(self.losses(batch), len(batch["key"]), "val")
 
+    # ---- checkpoints
 
-class EMA(L.Callback):
-    """Exponential moving average of a stage's `averaged` networks, with decay warm-up min(d, (1 + n) / (10 + n))."""
+    def parameter_names(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        """The optimiser's parameters in its own order."""
+        names = {parameter: name for name, parameter in self.named_parameters()}
+        return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
-    def __init__(self, decay: float):
-        self.decay = decay
-        self.num_updates = 0
-        self.average: dict[str, Tensor] = {}
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["parameter_names"] = [self.parameter_names(optimizer) for optimizer in self.trainer.optimizers]
 
-    def weights(self, stage: Stage) -> dict[str, Tensor]:
-        return {
-            f"{name}.{key}": parameter
-            for name in stage.averaged
-            for key, parameter in getattr(stage, name).named_parameters()
-            if parameter.requires_grad
-        }
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the optimisers' states to itself: Lightning's way puts the checkpoint's settings over the recipe's."""
+        states, names = checkpoint["optimizer_states"], checkpoint.get("parameter_names") or repeat(None)
+        self.saved_optimizers = [{"state": state["state"], "names": own} for state, own in zip(states, names)]
+        checkpoint["optimizer_states"] = []
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        weights = self.weights(pl_module)  # type: ignore[arg-type]
-        source = self.average or weights
-        self.average = {name: source[name].detach().clone().to(w.device) for name, w in weights.items()}
-
-    @torch.no_grad()
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        self.num_updates += 1
-        weights = self.weights(pl_module)
-        for name, weight in weights.items():
-            self.average[name].lerp_(weight.detach(), 1 - decay)
-
-    @contextmanager
-    def applied(self, stage: Stage) -> Iterator[None]:
-        """The averaged weights in the networks' place."""
-        weights = self.weights(stage)
-        last = {name: w.detach().clone() for name, w in weights.items()}
-        try:
-            with torch.no_grad():
-                for name, weight in weights.items():
-                    weight.copy_(self.average[name])
-            yield
-        finally:
-            with torch.no_grad():
-                for name, weight in weights.items():
-                    weight.copy_(last[name])
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"num_updates": self.num_updates, "average": self.average}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.num_updates, self.average = state_dict["num_updates"], state_dict["average"]
-
-
-class Resumable(L.Callback):
-    """Saves the one checkpoint that a broken-off stage resumes from, and the time spent so far."""
-
-    def __init__(self, path: Path, every_batches: int):
-        self.path = path
-        self.every_batches = every_batches
-        self.seconds = 0.0  # spent by earlier runs of this stage
-        self.started = time.perf_counter()
-
-    def elapsed(self) -> float:
-        return self.seconds + time.perf_counter() - self.started
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if (batch_idx + 1) % self.every_batches == 0:
-            part = self.path.with_suffix(".part")
-            trainer.save_checkpoint(part)
-            trainer.strategy.barrier()
-            if trainer.is_global_zero:  # renamed whole: a kill while writing leaves the one before
-                os.replace(part, self.path)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.elapsed()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds = state_dict["seconds"]
-
-
-class LossCurves(L.Callback):
-    """Losses to a CSV with the columns batch, name, value. A resumed run drops the rows that it repeats."""
-
-    def __init__(self, path: Path, every_batches: int):
-        self.path = path
-        self.every_batches = every_batches
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        first = trainer.fit_loop.batch_idx + 1
-        kept = []
-        if self.path.is_file() and first > 0:
-            with self.path.open(newline="") as file:
-                kept = [row for row in csv.reader(file) if row[0].isdigit() and int(row[0]) < first]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", newline="") as file:
-            csv.writer(file).writerows([["batch", "name", "value"], *kept])
-
-    def write(self, trainer: L.Trainer, split: str, batch_idx: int) -> None:
-        if not trainer.is_global_zero:
-            return
-        metrics = {k: v for k, v in trainer.callback_metrics.items() if k.startswith(split)}
-        with self.path.open("a", newline="") as file:
-            csv.writer(file).writerows([batch_idx, name, f"{float(value):.6g}"] for name, value in metrics.items())
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if batch_idx % self.every_batches == 0:
-            self.write(trainer, "train/", batch_idx)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.write(trainer, "val/", trainer.fit_loop.batch_idx)
+    def on_train_start(self) -> None:
+        for optimizer, saved in zip(self.trainer.optimizers, self.saved_optimizers):
+            names = self.parameter_names(optimizer)
+            by_name = {(saved["names"] or names)[index]: state for index, state in saved["state"].items()}
+            states = {index: by_name[name] for index, name in enumerate(names) if name in by_name}
+            optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+        self.saved_optimizers = []

@@ -19,6 +19,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from audioldm2_pl.audio import LogMel
+from audioldm2_pl.datamodule import AudioShards
 from audioldm2_pl.models.discriminators import (
     PatchGAN,
     PatchGANConfig,
@@ -26,7 +27,7 @@ from audioldm2_pl.models.discriminators import (
     hinge_generator_loss,
 )
 from audioldm2_pl.models.vae import build_vae, encode, measure_scaling_factor
-from audioldm2_pl.seeds import noise_like, seed_of
+from audioldm2_pl.seeds import noise_like
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
 
@@ -53,6 +54,7 @@ class VAETraining(Stage):
     """Trains the VAE against a PatchGAN; at the end measures the latents' scaling factor."""
 
     name = "vae"
+    networks = ("vae", "discriminator")
     averaged = ("vae",)
 
     def __init__(self, experiment, folder):
@@ -71,7 +73,7 @@ class VAETraining(Stage):
         """waveform (B, T) => log-mel, its reconstruction from a posterior sample (both (B, 1, F, M)), posterior."""
         log_mel = self.log_mel(waveform)
         posterior = encode(self.vae, log_mel)
-        latent = posterior.mean + posterior.std * noise_like(posterior.mean)
+        latent = posterior.mean + posterior.std * noise_like(posterior.mean, self.shared.on(log_mel.device))
         reconstruction = self.vae.decode(latent, return_dict=False)[0].float()  # type: ignore[arg-type]
         return log_mel, reconstruction, posterior
 
@@ -126,11 +128,9 @@ class VAETraining(Stage):
         self.discriminator.requires_grad_(True)
         self.log_terms(terms | judged, len(batch["key"]))
 
-    def finish(self) -> None:
-        """Measures 1 / std of the latents on training batches and notes it in the VAE's config."""
-        torch.manual_seed(seed_of(self.experiment.seed, self.name, "scaling factor"))
-        loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-        batches = islice(loader, self.config.scaling_batches)
+    def finish(self, data: AudioShards) -> None:
+        """Measures 1 / std of the latents on the first training batches and notes it in the VAE's config."""
+        batches = islice(data.first_clips(), self.config.scaling_batches * data.world_size)
         measure_scaling_factor(self.vae, (self.log_mel(b["waveform"].to(self.device)) for b in batches))
 
     def parts(self) -> dict[str, Any]:

@@ -80,6 +80,7 @@ class VocoderTraining(Stage):
     """Trains the vocoder against a multi-period and a multi-scale discriminator."""
 
     name = "vocoder"
+    networks = ("vocoder", "discriminators")
     averaged = ("vocoder",)
 
     def __init__(self, experiment, folder):

@@ -1,13 +1,13 @@
 """Stage `clap`: the contrastive loss, its negatives, and that it learns."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 import torch.nn.functional as F
 
+from audioldm2_pl.checkpoints import ModelFolder
 from audioldm2_pl.conditioners import CLAP, CLAPConfig
-from audioldm2_pl.training.clap import MAX_LOGIT_SCALE, CLAPPretraining, CLAPTrainingConfig
+from audioldm2_pl.config import ConditionersConfig, ExperimentConfig
+from audioldm2_pl.training.clap import MAX_LOGIT_SCALE, CLAPPretraining
 
 TINY = CLAPConfig(
     pretrained=None,
@@ -28,13 +28,8 @@ TINY = CLAPConfig(
 @pytest.fixture
 def stage() -> CLAPPretraining:
     torch.manual_seed(0)
-    experiment = SimpleNamespace(
-        seed=0,
-        audio=SimpleNamespace(sample_rate=16_000),
-        conditioners=SimpleNamespace(clap=TINY),
-        training=SimpleNamespace(clap=CLAPTrainingConfig()),
-    )
-    return CLAPPretraining(experiment, folder=SimpleNamespace(start=lambda part: None))
+    experiment = ExperimentConfig(conditioners=ConditionersConfig(clap=TINY))
+    return CLAPPretraining(experiment, ModelFolder(experiment.model_folder))
 
 
 @pytest.fixture

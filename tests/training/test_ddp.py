@@ -15,6 +15,8 @@ from audioldm2_pl.checkpoints import PARTS
 from audioldm2_pl.config import STAGE_NAMES, TrainerConfig
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.training.ranks import build_trainer
+from data.shards import write_shards
+from data.synthetic import clips
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,9 +28,17 @@ def free_port() -> int:
 
 
 def start(
-    shards: Path, runs: Path, *overrides: str, launcher: tuple[str, ...] = (), variables: dict[str, str] | None = None
+    shards: Path,
+    runs: Path,
+    *overrides: str,
+    launcher: tuple[str, ...] = (),
+    variables: dict[str, str] | None = None,
+    session: bool = False,
 ) -> subprocess.Popen:
-    """`audioldm2 train smoke.yaml …`, in one process or under torchrun, with more environment variables."""
+    """`audioldm2 train smoke.yaml …`, in one process or under torchrun, with more environment variables.
+
+    With `session` it has a process group of its own.
+    """
     command = [
         sys.executable, *(("-m", "torch.distributed.run", *launcher) if launcher else ()), "-m", "audioldm2_pl.cli",
         "train", str(ROOT / "experiments/smoke.yaml"), f"data.train=[{shards}/train]", "data.test=null",
@@ -36,7 +46,13 @@ def start(
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | (variables or {})
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=session,
     )
 
 
@@ -73,6 +89,42 @@ def test_two_processes_are_one_with_twice_the_batch(two_ranks, shards, tmp_path)
     assert set(alone) == set(together) and len(alone) == 4
     assert max(abs(alone[key] - together[key]) for key in alone) < 1e-4
     assert len(set(alone.values())) == 4  # each batch has another loss: there is something to be equal
+
+
+def test_ranks_have_dropout_masks_of_their_own(two_ranks, shards, tmp_path):
+    """On a corpus of one clip, ranks with the same mask would have the loss of one process."""
+    one = tmp_path / "one"
+    write_shards(clips("train", 1), one, num_workers=1)
+    parts = ", ".join(f"{part}: {two_ranks / 'model'}" for part in ("clap", "audiomae"))
+    found = {}
+    for devices in (1, 2):
+        launcher = ("--nproc_per_node", str(devices), "--master_port", str(free_port()))
+        finish(start(shards, tmp_path / str(devices), f"from={{{parts}}}", "stages=[gpt2]",
+                     f"trainer.devices={devices}", f"data.train=[{one}]", "gpt2.dropout=0.5",
+                     "training.gpt2={batches: 1, batch_size: 1}", launcher=launcher))  # fmt: skip
+        found[devices] = losses(tmp_path / str(devices) / "smoke", "gpt2")[0, "train/loa"]
+    assert abs(found[1] - found[2]) > 1e-3 * found[1]
+
+
+def test_validation_where_there_are_fewer_clips_than_ranks(two_ranks, shards, tmp_path):
+    """Both ranks validate on a test split of one clip, and each draws a timestep of its own."""
+    one = tmp_path / "one"
+    write_shards(clips("test", 1), one, num_workers=1)
+    parts = ", ".join(f"{part}: {two_ranks / 'model'}" for part in ("clap", "audiomae", "vae", "unet", "gpt2", "t5"))
+    found = []
+    for devices in (1, 2):
+        runs = tmp_path / str(devices)
+        launcher = ("--nproc_per_node", str(devices), "--master_port", str(free_port()))
+        finish(start(shards, runs, f"start_from={{{parts}}}", "stages=[joint]", f"trainer.devices={devices}",
+                     f"data.test={one}", "trainer.validate_every_batches=1",
+                     "training.joint={batches: 2, batch_size: 1, optimizer: {learning_rate: 0.0}}",
+                     launcher=launcher))  # fmt: skip
+        rows = losses(runs / "smoke", "joint")
+        found.append({key: value for key, value in rows.items() if key[1].startswith("val/")})
+    assert found[0].keys() == found[1].keys() and len(found[0]) == 4
+    assert found[0][0, "val/loa"] == pytest.approx(found[1][0, "val/loa"], rel=1e-4)
+    for rows in found:  # the same draws in every validation
+        assert rows[0, "val/diffusion"] == rows[1, "val/diffusion"]
 
 
 def test_two_nodes(shards, tmp_path):

@@ -10,6 +10,7 @@ from audioldm2_pl.checkpoints import ModelFolder
 from audioldm2_pl.config import ExperimentConfig
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models.vae import encode
+from audioldm2_pl.seeds import SharedRandom
 from audioldm2_pl.training.decoder import LAGS, DecoderFinetuning, roughness
 from audioldm2_pl.training.run import train
 
@@ -51,7 +52,7 @@ def test_a_given_vae_is_finetuned_in_the_run_and_left_as_it_is_where_it_came_fro
 
 
 def test_without_a_vae_one_line_says_so(smoke, tmp_path):
-    with pytest.raises(UserError, match=r"the part vae/ is missing"):
+    with pytest.raises(UserError, match=r"decoder: needs vae/"):
         train(smoke("stages=[decoder]", runs=tmp_path))
 
 
@@ -65,13 +66,13 @@ def test_noise_has_the_asked_for_strength_and_gives_the_encoder_no_gradient(smok
     latents = {}
     for noise in (0.0, 3.0):
         stage.config.latent_noise = noise
-        torch.manual_seed(0)
+        stage.shared = SharedRandom(0)
         latents[noise] = stage.latent_to_decode(posterior_of(stage, log_mel))
     strength = (latents[3.0] - latents[0.0]).flatten(1).std(1)  # (B,)
     assert strength.min() < 0.3 and 2.7 < strength.max() < 3.3
     assert strength.mean() == pytest.approx(1.5, abs=0.3)
 
-    stage.total(stage.losses({"waveform": torch.randn(2, 10_240) * 0.1, "key": ["a", "b"]})).backward()
+    stage.total(stage.losses({"waveform": torch.randn(2, 10_240) * 0.1, "id": ["0/0/0", "0/0/1"]})).backward()
     vae = stage.frozen["vae"]
     assert all(p.grad is None for p in vae.encoder.parameters())
     assert all(p.grad is not None for p in vae.decoder.parameters())
@@ -124,7 +125,7 @@ def test_the_unets_latents_are_the_clips_own(smoke, smoke_run, tmp_path):
         "waveform": torch.randn(3, 40_960, generator=torch.Generator().manual_seed(0)) * 0.1,
         "text": ["a bell", "rain", "a siren"],
         "transcript": ["", "", ""],
-        "key": ["a", "b", "c"],
+        "id": ["0/0/0", "0/0/1", "0/0/2"],
     }
     stage.experiment.diffusion.num_steps = 50
     together = stage.features(batch)
@@ -154,7 +155,7 @@ def test_the_unet_hears_no_more_clips_than_asked_for(smoke, smoke_run, tmp_path,
 def test_log_mel_and_latents_are_cropped_alike(smoke, smoke_run, tmp_path):
     experiment = listening(smoke, smoke_run, runs=tmp_path)
     stage = DecoderFinetuning(experiment, ModelFolder(smoke_run.model_folder))
-    assert stage.crop_seconds is None  # the T-UNet hears whole clips
+    assert stage.config.read_seconds is None  # the T-UNet hears whole clips
     frame = torch.arange(256.0).view(1, 1, 256, 1)
     features = {"log_mel": frame.expand(5, 1, 256, 64), "mean": frame[:, :, ::8].expand(5, 8, 32, 8)}
     crops = stage.cropped(features)

@@ -1,6 +1,6 @@
 """Stage `vocoder`: learns, steps the right network, computes only the terms that count."""
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import lightning as L
 import pytest
@@ -9,10 +9,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import SpeechT5HifiGan
 
-from audioldm2_pl.audio import AudioConfig
+from audioldm2_pl.checkpoints import ModelFolder
+from audioldm2_pl.config import ExperimentConfig, TrainingConfig
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models.discriminators import MultiPeriodConfig, MultiScaleConfig
-from audioldm2_pl.models.vocoder import VocoderConfig, vocode
+from audioldm2_pl.models.vocoder import VocoderConfig, build_vocoder, vocode
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.vocoder import VocoderTraining, VocoderTrainingConfig, stft_loss
 
@@ -24,7 +25,7 @@ def tones() -> dict:
     return {"waveform": 0.5 * torch.sin(2 * torch.pi * pitches * time), "key": list("abcd")}
 
 
-def build(audio: AudioConfig | None = None, **settings) -> VocoderTraining:
+def build(**settings) -> VocoderTraining:
     torch.manual_seed(0)
     recipe = VocoderTrainingConfig(
         optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, betas=(0.8, 0.99)),
@@ -39,10 +40,8 @@ def build(audio: AudioConfig | None = None, **settings) -> VocoderTraining:
         resblock_kernel_sizes=[3],
         resblock_dilation_sizes=[[1, 3]],
     )
-    experiment = SimpleNamespace(
-        seed=0, audio=audio or AudioConfig(), vocoder=vocoder, training=SimpleNamespace(vocoder=recipe)
-    )
-    return VocoderTraining(experiment, SimpleNamespace(start=lambda part: None))
+    experiment = ExperimentConfig(vocoder=vocoder, training=TrainingConfig(vocoder=recipe))
+    return VocoderTraining(experiment, ModelFolder(experiment.model_folder))
 
 
 def fit(stage: VocoderTraining, num_batches: int) -> VocoderTraining:
@@ -123,15 +122,19 @@ def test_stft_loss():
 
 def test_parts_are_a_plain_vocoder(tmp_path):
     stage = build()
-    stage.parts()["vocoder"].save_pretrained(tmp_path)
-    loaded, info = SpeechT5HifiGan.from_pretrained(tmp_path, output_loading_info=True)
+    folder = ModelFolder(tmp_path, started={"vocoder": "elsewhere"})
+    folder.save("vocoder", stage.parts()["vocoder"])
+    loaded, info = SpeechT5HifiGan.from_pretrained(tmp_path / "vocoder", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     log_mel = torch.randn(1, 1, 8, 64)
     torch.testing.assert_close(vocode(loaded, log_mel), vocode(stage.vocoder, log_mel))
-    again = VocoderTraining(stage.experiment, SimpleNamespace(start=lambda part: loaded))
+    again = VocoderTraining(stage.experiment, folder)
     torch.testing.assert_close(vocode(again.vocoder, log_mel), vocode(stage.vocoder, log_mel))
 
 
-def test_a_hop_that_does_not_fit():
-    with pytest.raises(UserError, match="hop_length is 320"):
-        build(AudioConfig(hop_length=320))
+def test_a_given_vocoder_whose_hop_does_not_fit(tmp_path):
+    stage = build()
+    folder = ModelFolder(tmp_path, started={"vocoder": "elsewhere"})
+    folder.save("vocoder", build_vocoder(replace(stage.experiment.vocoder, upsample_rates=[8, 5, 8])))
+    with pytest.raises(UserError, match="hop_length is 160"):
+        VocoderTraining(stage.experiment, folder)

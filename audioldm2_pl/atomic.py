@@ -1,0 +1,64 @@
+"""Files that are there whole or not at all, whatever happens while they are written."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from audioldm2_pl.errors import UserError
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; at the end the file takes the place of `path`, after an error nothing changes.
+
+    Raises UserError where it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except Exception as error:
+        if not is_write_error(error):
+            raise
+        raise UserError(
+            f"{path}: cannot be written ({reason_of(error)}); put that right, then run the same command"
+        ) from None
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def is_write_error(error: Exception) -> bool:
+    """Whether the disk is the cause: torch and safetensors have their own words for it."""
+    return isinstance(error, OSError) or any(name in str(error) for name in ("inline_container", "os error"))
+
+
+def reason_of(error: Exception) -> str:
+    """A phrase that says why a file could not be written or read."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if "inline_container" in str(error):  # torch counts bytes, and has lost the system's reason
+        return "the disk is full or failing"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def write_text(path: Path, text: str) -> None:
+    with written_whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that `write_text` wrote. Raises UserError where it is no JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: damaged, holds no JSON object; delete it")
+    return content

@@ -1,0 +1,129 @@
+"""The checkpoint that a broken-off stage resumes from: when it is saved, and whether it still fits the experiment."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from audioldm2_pl.atomic import reason_of, written_whole
+from audioldm2_pl.errors import Interrupted, UserError
+from audioldm2_pl.training.interruption import Interruption
+from audioldm2_pl.training.stage import Stage
+
+Changes = dict[str, list[Any]]  # dotted key -> [value before, value now]
+MAPPINGS = ("learning_rates", "loss_weights")  # fields whose keys the user chooses
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes beside the checkpoint, then renames; Lightning's own goes through the temporary folder."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with written_whole(Path(path)) as part:
+            torch.save(checkpoint, part)
+
+
+class Resumable(L.Callback):
+    """Saves the checkpoint, with the stage's recipe and the time spent, and ends the stage where a signal asks for it.
+
+    Only after a step of the optimisers: gradients that are being accumulated are in no checkpoint.
+    """
+
+    def __init__(self, path: Path, every_batches: int, recipe: dict[str, Any], interruption: Interruption):
+        self.path = path
+        self.every_batches = every_batches
+        self.recipe = recipe
+        self.interruption = interruption
+        self.num_batches = 0  # trained
+        self.seconds = 0.0  # spent by earlier runs of this stage
+        self.started = time.perf_counter()
+        self.changes: list[dict[str, Any]] = []  # settings that were others when the stage was resumed
+
+    def elapsed(self) -> float:
+        return self.seconds + time.perf_counter() - self.started
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.interruption.install()  # Lightning has put handlers of its own there
+        self.interruption.deferred = True
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not pl_module.steps_after(batch_idx):
+            return
+        due = self.num_batches // self.every_batches < (batch_idx + 1) // self.every_batches
+        self.num_batches = batch_idx + 1
+        ends = trainer.strategy.reduce_boolean_decision(self.interruption.signum is not None, all=False)
+        if due or ends or self.num_batches == pl_module.config.batches:
+            trainer.save_checkpoint(self.path)
+        if ends:
+            where = f"{pl_module.name}: batch {self.num_batches} is saved, the same command goes on from there"
+            raise Interrupted(self.interruption.signum or 15, where)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.interruption.deferred = False
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.interruption.deferred = False
+
+    def state_dict(self) -> dict[str, Any]:
+        names = ("num_batches", "recipe", "changes")
+        return {"seconds": self.elapsed(), **{name: getattr(self, name) for name in names}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
+        self.num_batches = state_dict["num_batches"]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Raises UserError where a checkpoint is damaged, or none of ours."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        missing = {"state_dict", "optimizer_states", "loops", "callbacks", "AudioShards"} - checkpoint.keys()
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read ({reason_of(error)}); delete it to train from the start") from None
+    if missing:
+        raise UserError(f"{path}: no checkpoint of a stage; delete it to train from the start")
+    return checkpoint
+
+
+def check_resumable(checkpoint: dict[str, Any], path: Path, stage: Stage, recipe: dict[str, Any]) -> Changes:
+    """The settings that are others than when the checkpoint was saved; the stage goes on with those of the experiment.
+
+    Raises UserError where it cannot.
+    """
+    changes = changed_settings(checkpoint["callbacks"].get("Resumable", {}).get("recipe", {}), recipe)
+    saved, own = checkpoint["state_dict"], stage.state_dict()
+    sizes = [{name: list(tensor.shape) for name, tensor in weights.items()} for weights in (saved, own)]
+    others = [name for name in {**saved, **own} if sizes[0].get(name) != sizes[1].get(name)]
+    if others:
+        because = f" since {describe_changes(changes)}" if changes else ""
+        raise UserError(
+            f"{path}: its networks are others ({others[0]}){because}; change the settings back, or delete it to train "
+            f"{stage.name} from the start"
+        )
+    num_batches = checkpoint["AudioShards"]["batches"]
+    if num_batches > stage.config.batches:
+        raise UserError(
+            f"{path}: has trained {num_batches} batches, more than training.{stage.name}.batches="
+            f"{stage.config.batches}; raise that, or delete the file to train {stage.name} from the start"
+        )
+    return changes
+
+
+def changed_settings(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Changes:
+    """What differs between two recipes. A field that one of them lacks is of another version of this program."""
+    changes: Changes = {}
+    for key in (key for key in before if key in now):
+        old, new = before[key], now[key]
+        if isinstance(old, dict) and isinstance(new, dict) and key not in MAPPINGS:
+            changes |= changed_settings(old, new, f"{prefix}{key}.")
+        elif old != new:
+            changes[prefix + key] = [old, new]
+    return changes
+
+
+def describe_changes(changes: Changes) -> str:
+    return ", ".join(f"{key} was {before} and is {now}" for key, (before, now) in changes.items())

@@ -1,0 +1,89 @@
+"""Where losses go: a CSV, and TensorBoard and wandb where they are asked for."""
+
+import csv
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+from audioldm2_pl.config import ExperimentConfig
+from audioldm2_pl.errors import UserError
+
+LOGGERS = ("tensorboard", "wandb")
+
+
+class LossCurves(L.Callback):
+    """Losses to a CSV with the columns batch, name, value. A resumed run drops the rows that it repeats."""
+
+    def __init__(self, path: Path, every_batches: int):
+        self.path = path
+        self.every_batches = every_batches
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        first = trainer.fit_loop.batch_idx + 1
+        kept = []
+        if self.path.is_file() and first > 0:
+            with self.path.open(newline="") as file:
+                kept = [row for row in csv.reader(file) if row[0].isdigit() and int(row[0]) < first]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("w", newline="") as file:
+            csv.writer(file).writerows([["batch", "name", "value"], *kept])
+
+    def write(self, trainer: L.Trainer, split: str, batch_idx: int) -> None:
+        if not trainer.is_global_zero:
+            return
+        metrics = {k: v for k, v in trainer.callback_metrics.items() if k.startswith(split)}
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerows([batch_idx, name, f"{float(value):.6g}"] for name, value in metrics.items())
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if batch_idx % self.every_batches == 0:
+            self.write(trainer, "train/", batch_idx)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.write(trainer, "val/", trainer.fit_loop.batch_idx)
+
+
+def build_loggers(experiment: ExperimentConfig, stage: str) -> list:
+    """The loggers asked for beside the CSV; wandb writes offline where there is no account."""
+    loggers: list = []
+    folder = experiment.run_folder / "logs" / stage
+    for name in experiment.trainer.loggers:
+        if name not in LOGGERS:
+            raise UserError(f"trainer.loggers: no logger {name!r}; there are {', '.join(LOGGERS)}")
+        folder.mkdir(parents=True, exist_ok=True)
+        if name == "tensorboard":
+            loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+        else:
+            loggers.append(
+                WandbLogger(
+                    name=f"{experiment.name}/{stage}",
+                    project="audioldm2",
+                    save_dir=folder,
+                    offline=not has_wandb_account(),
+                )
+            )
+    return loggers
+
+
+def has_wandb_account() -> bool:
+    netrc = Path.home() / ".netrc"
+    return "WANDB_API_KEY" in os.environ or (netrc.is_file() and "wandb" in netrc.read_text())
+
+
+def quieten() -> None:
+    """Keeps Lightning's tips and repeated warnings from burying the losses."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for text in (
+        ".*does not have many workers.*",
+        ".*IterableDataset.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*mid-epoch.*",
+        ".*dataloader is not resumable.*",  # the data module is: it saves its place
+    ):
+        warnings.filterwarnings("ignore", text)
