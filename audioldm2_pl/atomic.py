@@ -36,14 +36,16 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 def is_write_error(error: Exception) -> bool:
     """Whether the disk is the cause: torch and safetensors have their own words for it."""
-    return isinstance(error, OSError) or any(name in str(error) for name in ("inline_container", "os error"))
+    return isinstance(error, OSError) or any(
+        name in str(error) for name in ("inline_container", "iostream error", "os error")
+    )
 
 
 def reason_of(error: Exception) -> str:
     """A phrase that says why a file could not be written or read."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if "inline_container" in str(error):  # torch counts bytes, and has lost the system's reason
+    if "inline_container" in str(error) or "iostream" in str(error):  # torch has lost the system's reason
         return "the disk is full or failing"
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 

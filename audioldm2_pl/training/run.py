@@ -7,6 +7,7 @@ import gc
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -81,6 +82,7 @@ STAGE_GROUPS = {
 }
 Features = dict[str, dict[str, torch.Tensor]]  # clip's key -> what frozen networks said of it
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
 def train(experiment: ExperimentConfig, only: str | None = None) -> None:
@@ -177,6 +179,8 @@ def stop_stages(futures: list[Future], processes: list[Any]) -> None:
 
 def run_alone(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> None:
     prepare_process(experiment)
+    if sys.platform == "linux":  # a stage whose `train` was killed would go on beside the one that resumes it
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     with INTERRUPTION.handled():
         run_stage(experiment, name, folder)
 
@@ -188,7 +192,10 @@ def add_seconds(path: Path, seconds: float) -> None:
     except (UserError, KeyError, TypeError, ValueError):
         print(f"{path}: damaged; the time of earlier calls is not counted", flush=True)
         before = 0.0
-    write_text(path, json.dumps({"train": before + seconds}) + "\n")
+    try:
+        write_text(path, json.dumps({"train": before + seconds}) + "\n")
+    except UserError as error:  # what has ended the run is said after this
+        print(error, flush=True)
 
 
 def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, features: Features | None = None) -> None:

@@ -81,6 +81,22 @@ def test_stages_side_by_side_are_saved_too(shards, tmp_path):
     assert "the same command goes on" in output and "Traceback" not in output
 
 
+def test_stages_side_by_side_end_with_the_call_that_started_them(shards, tmp_path):
+    batches = "{batches: 100000, save_every_batches: 5}"
+    overrides = (f"training.audiomae={batches}", f"training.vocoder={batches}")
+    process = start(shards, tmp_path, "stages=[audiomae,vocoder]", "trainer.parallel_stages=2", *overrides)
+    for stage in ("audiomae", "vocoder"):
+        wait_for(tmp_path / f"smoke/checkpoints/{stage}.ckpt", process)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    curves = [tmp_path / f"smoke/logs/{stage}/metrics.csv" for stage in ("audiomae", "vocoder")]
+    sizes: list[int] = []
+    while sizes != (sizes := [curve.stat().st_size for curve in curves]):
+        assert time.monotonic() < deadline
+        time.sleep(2)
+
+
 def test_before_the_first_batch_there_is_nothing_to_save():
     interruption = Interruption()
     with interruption.handled(), pytest.raises(Interrupted):

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 from test_stages import prepared
 
-from audioldm2_pl.atomic import write_text
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.training.checkpoint import Resumable
 from audioldm2_pl.training.records import locked, recipe
@@ -237,14 +236,3 @@ def test_a_model_folder_that_goes_under_a_stage_is_told_and_nothing_is_lost(smok
             train(experiment, "gpt2")
     assert not (experiment.run_folder / "stages/gpt2.json").exists()
     assert (experiment.run_folder / "checkpoints/gpt2.ckpt").is_file()
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "record.json"
-    write_text(path, "before")
-    path.chmod(0o644)
-    blocked = tmp_path / "file" / "record.json"
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="cannot be written"):
-        write_text(blocked, "after")
-    assert path.read_text() == "before" and not list(tmp_path.glob(".*"))

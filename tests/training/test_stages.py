@@ -18,6 +18,7 @@ from audioldm2_pl.training import run
 from audioldm2_pl.training.audiomae import AudioMAEPretraining
 from audioldm2_pl.training.checkpoint import Resumable
 from audioldm2_pl.training.ema import EMA
+from audioldm2_pl.training.ldm import dropped_clips
 from audioldm2_pl.training.optimizer import OptimizerConfig, learning_rate_factor
 from audioldm2_pl.training.records import peak_memory_gib
 from audioldm2_pl.training.run import STAGES, train
@@ -277,6 +278,28 @@ def test_validation_is_logged_and_leaves_training_as_it_was(smoke, smoke_run, tm
     assert sum(",val/loa," in row for row in rows) == 2
     first, second = weights(plain, "gpt2"), weights(validated, "gpt2")
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_validation_measures_the_weights_that_are_saved(smoke, smoke_run, tmp_path):
+    experiment = prepared(
+        smoke, smoke_run, "gpt2", tmp_path, "averaged", "training.gpt2.ema_decay=0.9",
+        "trainer.validate_every_batches=4", "trainer.validation_batches=1", "gpt2.dropout=0.3",
+    )  # fmt: skip
+    train(experiment, "gpt2")
+    rows = (experiment.run_folder / "logs/gpt2/metrics.csv").read_text().splitlines()
+    measured = next(float(row.split(",")[2]) for row in rows if ",val/loa," in row)
+    started = replace(experiment, start_from={"gpt2": str(experiment.model_folder)})
+    stage = STAGES["gpt2"](started, ModelFolder(started.model_folder, started=started.start_from)).eval()
+    data = AudioShards(experiment.data, experiment.audio, seed=0, batch_size=2)
+    with torch.no_grad():
+        saved = stage.losses(next(iter(data.val_dataloader())))["loa"].item()
+    assert measured == pytest.approx(saved, rel=1e-4)
+
+
+def test_validation_leaves_no_condition_out(smoke_run):
+    stage, _ = start(smoke_run, "ldm")
+    stage.experiment = replace(smoke_run, diffusion=replace(smoke_run.diffusion, condition_dropout=1.0))
+    assert dropped_clips(stage, 8).all() and not dropped_clips(stage.eval(), 8).any()
 
 
 def test_learning_rate_warms_up_and_decays():
