@@ -1,8 +1,6 @@
-"""The command line as a user meets it: what it writes, what it says when something is wrong, what the README shows."""
+"""The command line as a user meets it: what it writes, what it says when something is wrong."""
 
-import importlib
 import re
-import shlex
 import shutil
 from pathlib import Path
 
@@ -121,42 +119,3 @@ def test_unreadable_clip_stops_training_with_its_name(capsys, shards, tmp_path):
         "trainer.progress_bar=false",
     ]
     assert "cannot be read" in refusal(capsys, *arguments)
-
-
-def readme_commands() -> list[str]:
-    """Lines of the README's shell blocks, comments cut off."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
-
-
-def test_readme_commands_run_on_smoke(smoke_run, shards, tmp_path, monkeypatch):
-    """Every `audioldm2` and `python -m data` line of the README, with the smoke experiment in the others' place."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").symlink_to(smoke_run.run_folder.parent)
-    (tmp_path / "shards").mkdir()
-    ran = 0
-    for command in readme_commands():
-        words = shlex.split(command.removeprefix(".venv/bin/"))
-        words = [re.sub(r"^experiments/\w+\.yaml$", str(ROOT / "experiments/smoke.yaml"), word) for word in words]
-        words = [word.replace("runs/demo/", "runs/smoke/") for word in words]
-        if words[0] == "audioldm2":
-            if words[1] == "train":
-                words += [f"data.train=[{shards}/train]", f"data.test={shards}/test", "trainer.progress_bar=false"]
-            if words[1] == "generate":
-                words[words.index("--steps") + 1] = "2"
-            assert main(words[1:]) == 0, command
-        elif words[:2] == ["python", "-m"] and words[2].startswith("data."):
-            tool = importlib.import_module(words[2])
-            assert tool.main([*words[3:], "--clips", "4", "--test-clips", "2", "--judge-clips", "2"]) == 0, command
-        else:
-            assert words[0] == "make", command
-            continue
-        ran += 1
-    assert ran >= 6
-
-
-def test_readme_map_names_what_is_there():
-    text = (ROOT / "README.md").read_text()
-    for path in re.findall(r"^    (\S+\.(?:py|yaml))  ", text, re.MULTILINE):
-        assert list(ROOT.glob(f"**/{path}")), path
