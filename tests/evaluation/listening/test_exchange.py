@@ -108,7 +108,7 @@ def test_bad_mturk_rows_are_told_and_the_good_ones_taken(answers, mturk, tmp_pat
     with pytest.raises(UserError, match=r"4 rows were not taken, 2 new ones were; line 3: Answer.ratings is not"):
         import_mturk(answers, path)
     assert {a.rater for a in answers.answers()} == {"W1", "W5"}
-    with pytest.raises(UserError, match="no column 'WorkerId'"):
+    with pytest.raises(UserError, match="no column WorkerId"):
         import_mturk(answers, write(tmp_path / "x.csv", ["a"], [{"a": 1}]))
     with pytest.raises(UserError, match="holds no rows"):
         import_mturk(answers, mturk())
