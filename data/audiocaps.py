@@ -25,7 +25,7 @@ from audioldm2_pl.errors import UserError
 from audioldm2_pl.tables import read_json, read_table
 
 from .corpus import run_corpus
-from .leakage import add_exclude_option, guarded, refused_ids
+from .leakage import add_exclude_option, guarded, is_there, read_ids, refused_ids
 from .shards import Clip
 from .sources import audio_files, fields, number, source_id, video_id, youtube_clip
 
@@ -42,7 +42,8 @@ def clips(
         return _clips(source, split, evaluation_list if split == "test" else None)
     refused = refused_ids(exclude or ())
     for table in (_table(source, other) for other in ("val", "test")):
-        refused |= {source_id("youtube", video) for video, _ in read_captions(table)} if table.is_file() else set()
+        refused |= {source_id("youtube", video) for video, _ in read_captions(table)} if is_there(table) else set()
+    refused |= read_ids(evaluation_list) if evaluation_list is not None else set()
     return guarded(_clips(source, split), refused, exclude or ())
 
 

@@ -26,7 +26,7 @@ from audioldm2_pl.errors import UserError
 from audioldm2_pl.tables import read_table
 
 from .corpus import run_corpus
-from .leakage import add_exclude_option, guarded, refused_ids
+from .leakage import add_exclude_option, guarded, is_there, refused_ids
 from .shards import Clip
 from .sources import audio_files, number, read_segments, source_id, youtube_clip
 
@@ -45,7 +45,7 @@ def clips(source: Path, split: str, exclude: Sequence[Path] | None = None) -> It
         return found
     refused = refused_ids(exclude)
     for table in (source / name for name in SEGMENTS["test"]):
-        refused |= {source_id("youtube", video) for video, *_ in read_segments(table)} if table.is_file() else set()
+        refused |= {source_id("youtube", video) for video, *_ in read_segments(table)} if is_there(table) else set()
     return guarded(found, refused, exclude or ())
 
 

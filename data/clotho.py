@@ -25,7 +25,7 @@ from pathlib import Path
 from audioldm2_pl.tables import read_table
 
 from .corpus import run_corpus
-from .leakage import guarded, ids_of
+from .leakage import guarded, ids_of, is_there
 from .shards import Clip, key_of
 from .sources import source_id
 
@@ -39,7 +39,7 @@ def clips(source: Path, split: str) -> Iterator[Clip]:
     """The recordings of a split; of "train" without those of the other two, as far as these are there."""
     if split != "train":
         return _clips(source, split)
-    others = [clip for other in ("val", "test") if _table(source, other).is_file() for clip in _clips(source, other)]
+    others = [clip for other in ("val", "test") if is_there(_table(source, other)) for clip in _clips(source, other)]
     names = {f"clotho:{Path(str(clip.path)).name}" for clip in others}  # for clips whose number is lost
     return guarded(_clips(source, split), ids_of(others) | names)
 

@@ -58,6 +58,14 @@ def guarded(clips: Iterable[Clip], refused: set[str], lists: Sequence[Path] = ()
             print(f"warning: {path}: none of its {len(ids)} ids is in this corpus ({shown}, ...)", file=sys.stderr)
 
 
+def is_there(table: Path) -> bool:
+    """Whether a corpus's own list of val or test clips is there; says so where it is not, for nothing of it is refused
+    then."""
+    if not table.is_file():
+        print(f"warning: {table} is not there: training may get clips that it lists", file=sys.stderr)
+    return table.is_file()
+
+
 def ids_of(clips: Iterable[Clip]) -> set[str]:
     """The recordings of a corpus's own val and test clips, which are refused in its train."""
     return {clip.extra["source_id"] for clip in clips if "source_id" in clip.extra}

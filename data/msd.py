@@ -47,17 +47,19 @@ LICENCE = "annotations research use, audio 7digital's"
 
 
 def clips(source: Path, split: str, lp_musiccaps: Path | None = None) -> Iterator[Clip]:
-    """The tracks of a split that have a tag or a caption; of "train" those that are in no other split."""
-    found = _clips(source, split, lp_musiccaps)
+    """The tracks of a split that have a tag or a caption; of "train" those whose recording is in no other split."""
+    paths = _paths(source)
+    found = _clips(source, split, lp_musiccaps, paths)
     if split != "train":
         return found
-    others = (song for other in ("valid", "test") for song in _songs(source, other))
-    return guarded(found, {f"msd:{song['track_id']}" for song in others})
+    others = {song["track_id"] for other in ("valid", "test") for song in _songs(source, other)}
+    heard = {path for track in others for path in paths.get(track, ())}
+    others |= {track for track, recordings in paths.items() if heard.intersection(recordings)}
+    return guarded(found, {f"msd:{track}" for track in others})
 
 
-def _clips(source: Path, split: str, lp_musiccaps: Path | None) -> Iterator[Clip]:
+def _clips(source: Path, split: str, lp_musiccaps: Path | None, paths: dict[str, list[Path]]) -> Iterator[Clip]:
     written = {} if lp_musiccaps is None else read_lp_musiccaps(lp_musiccaps)
-    paths = _paths(source)
     for song in _songs(source, split):
         track = song["track_id"]
         captions = [*written.get(track, ()), *tag_captions(song)]

@@ -24,7 +24,7 @@ from audioldm2_pl.errors import UserError
 from audioldm2_pl.tables import read_cells
 
 from .corpus import run_corpus
-from .leakage import add_exclude_option, guarded, refused_ids
+from .leakage import add_exclude_option, guarded, is_there, refused_ids
 from .shards import Clip
 from .sources import audio_files, number, source_id, youtube_clip
 
@@ -64,6 +64,7 @@ def _rows(source: Path, split: str, needed: bool = True) -> Iterator[tuple[str, 
     if not whole.is_file() and not parts:
         if needed:
             raise UserError(f"{source} holds neither vggsound.csv nor data/{split}.csv; fetch VGGSound's list into it")
+        is_there(source / f"data/{split}.csv")
         return
     path = whole if whole.is_file() else parts[0]
     for line, row in read_cells(path):

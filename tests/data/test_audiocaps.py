@@ -50,6 +50,7 @@ def test_ids_of_other_shapes_are_refused_and_lists_that_name_nothing_told(source
     told = capsys.readouterr()
     assert "refused 1 clips of evaluation sets (3 ids listed)" in told.out
     assert told.err.count("none of its 1 ids is in this corpus (youtube:aaaaaaaaaaa, ...)") == 1
+    assert told.err.count("val.csv is not there") == 1
 
 
 def test_whole_videos_damaged_files_and_blank_captions(source, tmp_path, capsys):
@@ -80,6 +81,7 @@ def test_the_authors_list(source, tmp_path, capsys):
     path.write_text(json.dumps({"data": [item]}))
     (clip,) = audiocaps.clips(source, "test", evaluation_list=path)
     assert (clip.text, clip.captions, clip.extra["source_start"]) == ("A machine clicks", None, 20.0)
+    assert "7fmOlUlwoNg__20" not in {clip.key for clip in audiocaps.clips(source, "train", evaluation_list=path)}
     command = [str(source), str(tmp_path / "shards"), "--splits", "train", "test", "--evaluation-list", str(path)]
     assert audiocaps.main(command) == 0
     assert "left out UDGBjjwyaqE__20" in capsys.readouterr().out

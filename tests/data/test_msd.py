@@ -56,6 +56,8 @@ def test_tracks_of_other_splits_are_refused_in_training(source):
     (source / "ecals_annotation/ecals_track_split.json").write_text("\ufeff" + json.dumps(split), encoding="utf-8")
     assert [clip.key for clip in msd.clips(source, "train")] == [SUN]
     assert [clip.key for clip in msd.clips(source, "test")] == [RAIN]
+    (source / "lastfm_annotation/MSD_id_to_7D_id.json").write_text(json.dumps({SUN: 8947470, RAIN: 8947470}))
+    assert not list(msd.clips(source, "train"))  # another track, the same recording
 
 
 def test_lp_musiccaps(source, tmp_path):
