@@ -28,6 +28,7 @@ from typing import Any
 from audioldm2_pl.errors import UserError
 
 from .corpus import run_corpus
+from .recordings import SHORTEST
 from .shards import Clip, key_of
 from .sources import fields, number
 
@@ -66,7 +67,7 @@ def clips(source: Path, split: str, subset: str = "XL") -> Iterator[Clip]:
                 path=source / path,
                 start=start,
                 duration=end - start,
-                shortest=WHOLE * (end - start),
+                shortest=max(SHORTEST, WHOLE * (end - start)),
                 source="GigaSpeech",
                 licence="non-commercial research and education",
                 extra={"source_id": f"gigaspeech:{Path(path).stem}", "title": audio.get("title", "")},

@@ -15,6 +15,7 @@ from audioldm2_pl.errors import UserError
 from .containers import CONTAINER_SUFFIXES, container_seconds, decode_segment
 
 LONGER = 1.25  # times the clip: a longer file is the recording that the clip was cut out of
+SHORTEST = 0.1  # seconds; a shorter file is a download that broke off
 CUT_SECONDS = 0.1  # what a file may lack of the length that its header promises: encoders count their padding or do not
 UNKNOWN_SIZE = 0x7FFF_F000  # and more: what writers to a pipe put into a WAV's header
 RATES = (1_000, 1_000_000)  # Hz
@@ -34,7 +35,7 @@ class Segment:
 
     start: float = 0.0
     duration: float | None = None  # at most; None = to the end of the file
-    shortest: float = 0.0  # a file that gives less is not the clip
+    shortest: float = SHORTEST  # a file that gives less is not the clip
     recording_start: float | None = None  # where the clip begins, should the file be the whole recording
 
 
@@ -46,6 +47,8 @@ def read_sound(paths: Sequence[Path], segment: Segment, sample_rate: int) -> Sou
             return _read(path, segment, sample_rate)
         except UserError as error:
             faults.append(error)
+        except Exception as error:  # whatever a decoder raises on damaged bytes
+            faults.append(UserError(f"{path}: cannot be read as audio ({type(error).__name__}: {error})"))
     raise faults[0]
 
 

@@ -28,7 +28,7 @@ from audioldm2_pl.shard_reader import captions_of
 
 from .engines import ENGINES, count_cores
 from .journal import Journal, fingerprint
-from .recordings import Segment, Sound, read_sound
+from .recordings import SHORTEST, Segment, Sound, read_sound
 from .writer import Members, SplitWriter
 
 SHARD_GIB = 1.0  # some 7,000 clips of 10 s
@@ -55,7 +55,7 @@ class Clip:
     start: float = 0.0  # seconds into the file
     duration: float | None = None  # seconds at most; None = to the end of the file
     others: Sequence[str | Path] = ()
-    shortest: float = 0.0  # seconds; a file that gives less is left out
+    shortest: float = SHORTEST  # seconds; a file that gives less is left out
     recording_start: float | None = None  # seconds; where the clip begins in a file that is the whole recording
     extra: dict[str, Any] = field(default_factory=dict)  # further fields of the JSON member
     changed: list[str] = field(default_factory=list)  # what is not as the corpus has it
@@ -168,7 +168,11 @@ def _checked(clips: Iterable[Clip]) -> Iterator[Clip]:
         while number > 1 and (key := f"{clip.key}__{number}") in numbers:
             number += 1
         numbers |= {clip.key: number, key: numbers.get(key, 1)}
-        yield clip if number == 1 else replace(clip, key=key, changed=[f"numbered: {clip.key} is another clip's key"])
+        yield (
+            clip
+            if number == 1
+            else replace(clip, key=key, changed=[*clip.changed, f"numbered: {clip.key} is another clip's key"])
+        )
 
 
 def _encode_batch(clips: list[Clip], sample_rate: int) -> list[Members | str]:

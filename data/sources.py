@@ -14,8 +14,6 @@ from .shards import Clip, key_of
 
 AUDIO_SUFFIXES = {".flac", ".m4a", ".mkv", ".mp3", ".mp4", ".ogg", ".opus", ".wav", ".webm"}
 
-SHORTEST = 0.1  # seconds; of a clip of 10 s a shorter file is a download that broke off
-
 SECONDS = r"\d+(?:\.\d+)?"
 # Of a name, without its folders: an id, perhaps a segment's start and end, and a suffix.
 YOUTUBE_NAME = re.compile(rf"\[?Y?([\w-]{{11}})\]?(?:[_-]\[?{SECONDS}(?:[_-]{SECONDS})?\]?)?(?:\.\w+)?", re.ASCII)
@@ -97,7 +95,6 @@ def youtube_clip(files: dict[str, list[str]], folder: Path, name: str, start: fl
         path=path,
         others=others,
         duration=end - start,
-        shortest=SHORTEST,
         recording_start=start,
         extra={"source_id": identity, "source_start": start} | known.pop("extra", {}),
         **known,

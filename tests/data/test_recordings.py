@@ -47,9 +47,9 @@ def test_short_files_are_told_or_left_out(tmp_path):
     path = tmp_path / "clip.wav"
     soundfile.write(path, tone(440, 0.05), RATE)
     with pytest.raises(UserError, match=r"0\.05 s is too short"):
-        read(path, duration=10, shortest=0.1, recording_start=20)
+        read(path)
     soundfile.write(path, tone(440, 3), RATE)
-    assert read(path, duration=10, shortest=0.1, recording_start=20).changed == ["3.00 s where 10 s are meant"]
+    assert read(path, duration=10, recording_start=20).changed == ["3.00 s where 10 s are meant"]
     assert not read(path, duration=10).changed  # 10 s at most
     for duration in (0, -1):
         with pytest.raises(UserError, match="ends before it begins"):
@@ -71,6 +71,17 @@ def test_cut_downloads_are_left_out(tmp_path, suffix):
         assert len(read(path, start=1, duration=1).waveform) == RATE  # what is there is right
     path.write_bytes(whole[:30])
     with pytest.raises(UserError, match="cannot be read"):
+        read(path)
+
+
+def test_whatever_a_decoder_raises_is_one_line(tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, tone(440, 1), RATE)
+    content = bytearray(path.read_bytes())
+    content[22:26] = b"\xff\xff\xff\xff"  # more samples than any memory holds
+    content[21] |= 0x0F
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.flac: "):
         read(path)
 
 
