@@ -11,8 +11,8 @@ From research.google.com/audioset; labels CC BY 4.0, the recordings are YouTube'
     any folders of clips            Y<id>.wav, <id>.flac, <id>_<start>_<end>.flac in milliseconds, ... (`sources.py`)
 
 About 5,800 h if all of it were still on YouTube; clips that are not among the files are listed as left out.
-Either train file alone will do. The ids of a list in --exclude are refused in training: AudioCaps and MusicCaps are
-parts of AudioSet.
+Either train file alone will do. The ids of eval_segments.csv and of a list in --exclude are refused in training:
+AudioCaps and MusicCaps are parts of AudioSet.
 
 Caption: the classes' names in the order of their indices, "Speech, Dog, Bark". AudioLDM's training code
 writes the same with a full stop.

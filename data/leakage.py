@@ -137,5 +137,6 @@ def add_exclude_option(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="lists of evaluation clips that must not be trained on: AudioCaps test.csv and val.csv, MusicCaps' CSV, "
-        "WavCaps' blacklists, AudioSet's eval_segments.csv; without a FILE every clip is kept",
+        "WavCaps' blacklists, AudioSet's eval_segments.csv, Clotho's metadata, ESC-50's esc50.csv; without a FILE "
+        "every clip is kept",
     )

@@ -12,6 +12,8 @@ name of `sources.py`:
 199,176 clips by the repository's `stat.csv`, 553 h, if all of it were still on YouTube. The layout of vggsound.csv is
 taken from the authors' description and programs that read it.
 
+Videos of the test split and the ids of a list in --exclude are refused in training.
+
 Caption: the class ("playing hammond organ"); only the sound and the label are used (paper, section IV-A).
 """
 
