@@ -57,6 +57,15 @@ class AudioConfig:
             )
 
 
+SILENT_PEAK = 1e-4  # -80 dB: a channel whose peak is below this holds no sound
+
+
+def choose_channel(waveform: np.ndarray) -> np.ndarray:
+    """(T, channels) => (T,): the first channel, as the authors take it, or the loudest where the first is silent."""
+    peaks = np.abs(waveform).max(axis=0, initial=0.0)  # (channels,)
+    return waveform[:, 0 if peaks[0] > SILENT_PEAK else int(peaks.argmax())]
+
+
 def load_waveform(path: str | Path, sample_rate: int) -> np.ndarray:
     """First channel of an audio file at `sample_rate`, float32 (T,).
 

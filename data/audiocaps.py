@@ -22,11 +22,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.tables import read_json, read_table
 
 from .corpus import run_corpus
-from .leakage import add_exclude_option, guarded, read_ids, refused_ids
-from .shards import Clip, key_of
-from .sources import audio_files, fields, number, read_json, read_table, video_id, youtube_file
+from .leakage import add_exclude_option, guarded, is_there, read_ids, refused_ids
+from .shards import Clip
+from .sources import audio_files, fields, number, source_id, video_id, youtube_clip
 
 SPLITS = ("train", "val", "test")
 CLIP_SECONDS = 10.0
@@ -41,8 +42,9 @@ def clips(
         return _clips(source, split, evaluation_list if split == "test" else None)
     refused = refused_ids(exclude or ())
     for table in (_table(source, other) for other in ("val", "test")):
-        refused |= read_ids(table) if table.is_file() else set()
-    return guarded(_clips(source, split), refused)
+        refused |= {source_id("youtube", video) for video, _ in read_captions(table)} if is_there(table) else set()
+    refused |= read_ids(evaluation_list) if evaluation_list is not None else set()
+    return guarded(_clips(source, split), refused, exclude or ())
 
 
 def _clips(source: Path, split: str, evaluation_list: Path | None = None) -> Iterator[Clip]:
@@ -51,15 +53,16 @@ def _clips(source: Path, split: str, evaluation_list: Path | None = None) -> Ite
         found = _listed(found, evaluation_list)
     files = audio_files(source)
     for (video, start), captions in found.items():
-        yield Clip(
-            key=key_of(video, f"{start:g}"),
+        yield youtube_clip(
+            files,
+            source,
+            video,
+            start,
+            start + CLIP_SECONDS,
             text=captions[0] if len(captions) == 1 else None,
             captions=captions if len(captions) > 1 else None,
-            path=youtube_file(files, source, video, start, start + CLIP_SECONDS),
-            duration=CLIP_SECONDS,
             source="AudioCaps",
             licence=LICENCE,
-            extra={"source_id": f"youtube:{video}", "source_start": start},
         )
 
 
@@ -71,8 +74,9 @@ def _table(source: Path, split: str) -> Path:
 def read_captions(path: Path) -> dict[tuple[str, float], list[str]]:
     """(video, start in seconds) => its captions, in the order of the file."""
     found: dict[tuple[str, float], list[str]] = {}
-    for row in read_table(path, ("youtube_id", "start_time", "caption")):
-        found.setdefault((row["youtube_id"], number(row["start_time"], path)), []).append(row["caption"])
+    for line, row in read_table(path, ("youtube_id", "start_time", "caption")):
+        video = source_id("youtube", row["youtube_id"]).removeprefix("youtube:")
+        found.setdefault((video, number(row["start_time"], f"{path}, line {line}")), []).append(row["caption"])
     return found
 
 
@@ -85,7 +89,7 @@ def _listed(found: dict[tuple[str, float], list[str]], path: Path) -> dict[tuple
         video = video_id(name)
         if video not in starts:
             raise UserError(f"{path}: test.csv has no clip of {video}")
-        listed[video, starts[video]] = [caption]
+        listed[video, starts[video]] = ["" if caption is None else caption]
     if not listed:
         raise UserError(f"{path} is not the authors' list: {{'data': [{{'wav': ..., 'caption': ...}}]}}")
     return listed

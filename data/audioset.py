@@ -11,8 +11,8 @@ From research.google.com/audioset; labels CC BY 4.0, the recordings are YouTube'
     any folders of clips            Y<id>.wav, <id>.flac, <id>_<start>_<end>.flac in milliseconds, ... (`sources.py`)
 
 About 5,800 h if all of it were still on YouTube; clips that are not among the files are listed as left out.
-Either train file alone will do. The ids of a list in --exclude are refused in training: AudioCaps and MusicCaps are
-parts of AudioSet.
+Either train file alone will do. The ids of eval_segments.csv and of a list in --exclude are refused in training:
+AudioCaps and MusicCaps are parts of AudioSet.
 
 Caption: the classes' names in the order of their indices, "Speech, Dog, Bark". AudioLDM's training code
 writes the same with a full stop.
@@ -23,11 +23,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.tables import read_table
 
 from .corpus import run_corpus
-from .leakage import add_exclude_option, guarded, refused_ids
-from .shards import Clip, key_of
-from .sources import audio_files, number, read_segments, read_table, youtube_file
+from .leakage import add_exclude_option, guarded, is_there, refused_ids
+from .shards import Clip
+from .sources import audio_files, number, read_segments, source_id, youtube_clip
 
 SPLITS = ("train", "test")
 SEGMENTS = {
@@ -38,9 +39,14 @@ LICENCE = "labels CC BY 4.0, audio as its uploader set on YouTube"
 
 
 def clips(source: Path, split: str, exclude: Sequence[Path] | None = None) -> Iterator[Clip]:
-    """The clips of "train", less those of the lists in `exclude`, or of "test"."""
+    """The clips of "train", less those of "test" and of the lists in `exclude`, or of "test"."""
     found = _clips(source, split)
-    return guarded(found, refused_ids(exclude)) if split == "train" else found
+    if split != "train":
+        return found
+    refused = refused_ids(exclude)
+    for table in (source / name for name in SEGMENTS["test"]):
+        refused |= {source_id("youtube", video) for video, *_ in read_segments(table)} if is_there(table) else set()
+    return guarded(found, refused, exclude or ())
 
 
 def _clips(source: Path, split: str) -> Iterator[Clip]:
@@ -55,22 +61,23 @@ def _clips(source: Path, split: str) -> Iterator[Clip]:
             if unknown:
                 raise UserError(f"{table}: class_labels_indices.csv has no class {unknown[0]}")
             labels = [name for _, name in sorted(classes[mid] for mid in mids)]
-            yield Clip(
-                key=key_of(video, f"{start:g}"),
+            yield youtube_clip(
+                files,
+                source,
+                video,
+                start,
+                end,
                 text=", ".join(labels),
                 labels=labels,
-                path=youtube_file(files, source, video, start, end),
-                duration=end - start,
                 source="AudioSet",
                 licence=LICENCE,
-                extra={"source_id": f"youtube:{video}", "source_start": start},
             )
 
 
 def read_classes(path: Path) -> dict[str, tuple[int, str]]:
     """Machine id => (index, name) of AudioSet's classes."""
     rows = read_table(path, ("index", "mid", "display_name"))
-    return {row["mid"]: (int(number(row["index"], path)), row["display_name"]) for row in rows}
+    return {row["mid"]: (int(number(row["index"], f"{path}, line {line}")), row["display_name"]) for line, row in rows}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

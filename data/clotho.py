@@ -10,18 +10,24 @@ own for every recording. SOURCE is as Zenodo's files unpack, or as aac-datasets 
     [clotho_audio_files/]{development,validation,evaluation}/*.wav
 
 train 3,839, val 1,045, test 1,045 recordings: 5,929, about 37 h. Without the metadata files, whose layout is taken
-from programs that read them, clips carry no number of FreeSound.
+from programs that read them, a clip is known by its file's name instead of a number of FreeSound.
+
+Recordings of val and test are refused in training: the published splits share some.
 
 Caption: the five as written; training draws one. AudioLDM 2's authors do not train on Clotho.
 """
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from audioldm2_pl.tables import read_table
+
 from .corpus import run_corpus
+from .leakage import guarded, ids_of, is_there
 from .shards import Clip, key_of
-from .sources import read_table
+from .sources import source_id
 
 SPLITS = ("train", "val", "test")
 NAMES = {"train": "development", "val": "validation", "test": "evaluation"}
@@ -30,12 +36,23 @@ LICENCE = "Tampere University, academic use"
 
 
 def clips(source: Path, split: str) -> Iterator[Clip]:
-    name = NAMES[split]
-    tables = _either(source / "clotho_csv_files", source)
-    recordings = _either(source / "clotho_audio_files", source) / name
-    about = _metadata(tables / f"clotho_metadata_{name}.csv")
-    rows = read_table(tables / f"clotho_captions_{name}.csv", ("file_name", *CAPTIONS))
-    for index, row in enumerate(rows):
+    """The recordings of a split; of "train" without those of the other two, as far as these are there."""
+    if split != "train":
+        return _clips(source, split)
+    others = [clip for other in ("val", "test") if is_there(_table(source, other)) for clip in _clips(source, other)]
+    names = {f"clotho:{Path(str(clip.path)).name}" for clip in others}  # for clips whose number is lost
+    return guarded(_clips(source, split), ids_of(others) | names)
+
+
+def _table(source: Path, split: str) -> Path:
+    return _either(source / "clotho_csv_files", source) / f"clotho_captions_{NAMES[split]}.csv"
+
+
+def _clips(source: Path, split: str) -> Iterator[Clip]:
+    table = _table(source, split)
+    recordings = _either(source / "clotho_audio_files", source) / NAMES[split]
+    about = _metadata(table.with_name(f"clotho_metadata_{NAMES[split]}.csv"))
+    for index, (_, row) in enumerate(read_table(table, ("file_name", *CAPTIONS))):
         sound, licence = about.get(row["file_name"], (None, LICENCE))
         yield Clip(
             # Names differ in blanks and signs alone, which a key cannot hold.
@@ -44,7 +61,7 @@ def clips(source: Path, split: str) -> Iterator[Clip]:
             path=recordings / row["file_name"],
             source="Clotho",
             licence=licence,
-            extra={"source_id": f"freesound:{sound}"} if sound else {},
+            extra={"source_id": sound or f"clotho:{row['file_name']}"},
         )
 
 
@@ -53,14 +70,23 @@ def _either(folder: Path, other: Path) -> Path:
 
 
 def _metadata(path: Path) -> dict[str, tuple[str | None, str]]:
-    """File name => (FreeSound's number if known, licence); empty where the file is not there."""
+    """File name => (its recording if known, licence); empty where the file is not there."""
     if not path.is_file():
         return {}
-    rows = read_table(path, ("file_name", "sound_id", "license"), encoding="latin-1")
-    return {
-        row["file_name"]: (row["sound_id"] if row["sound_id"].isdigit() else None, row["license"] or LICENCE)
-        for row in rows
-    }
+    about: dict[str, tuple[str | None, str]] = {}
+    for _, row in read_table(path, ("file_name", "sound_id", "license"), encoding=_encoding(path)):
+        sound = source_id("freesound", row["sound_id"])
+        about[row["file_name"]] = (sound if re.fullmatch(r"freesound:\d+", sound) else None, row["license"] or LICENCE)
+    return about
+
+
+def _encoding(path: Path) -> str:
+    """As published the tables are Latin-1; copies that a spreadsheet has saved are UTF-8."""
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return "latin-1"
+    return "utf-8-sig"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 import argparse
 import io
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from audioldm2_pl.errors import UserError, run_tool
@@ -64,12 +64,15 @@ def run_corpus(
         num_written = 0
         for split in arguments.splits:
             output = arguments.output / split
-            with redirect_stdout(io.StringIO()):  # what a corpus has to say, it says when its clips are written
+            said = io.StringIO()  # which it says again when its clips are written
+            with redirect_stdout(said), redirect_stderr(said):
                 total = sum(1 for _ in clips(arguments.source, split, **options))
             if total:
                 write_split(clips(arguments.source, split, **options), output, arguments, total)
                 num_written += 1
-            elif output.exists():
+                continue
+            print(said.getvalue(), end="")
+            if output.exists():
                 raise UserError(f"{output} is of an earlier run, now without clips; remove it")
         if not num_written:
             raise UserError(f"{arguments.source}: no clips of {', '.join(arguments.splits)} found")

@@ -7,20 +7,23 @@ takes 400 clips. Licence CC BY-NC 3.0; the ten classes of ESC-10 (400 clips, 0.5
 
 ESC-10 as first published (`audio/<class>/*.ogg` and `meta.csv`, a licence for each clip), or an
 excerpt of it, is read as well. Both layouts get ESC-50's category names as labels, and several
-captions a clip, written by hand for each category. Folds keep clips of one recording together.
+captions a clip, written by hand for each category. Folds keep clips of one recording together; what
+shares a recording with the test fold all the same is refused in training.
 """
 
 import argparse
-import csv
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.tables import read_table
 
 from .corpus import run_corpus
+from .leakage import guarded, ids_of
 from .shards import Clip, key_of
+from .sources import source_id
 
 SPLITS = ("train", "test")
 
@@ -123,14 +126,8 @@ def clips(source: Path, split: str, test_fold: int | None = None) -> Iterator[Cl
     """
     esc50, esc10 = source / "meta" / "esc50.csv", source / "meta.csv"
     rows = _esc50_rows(esc50) if esc50.is_file() else _esc10_rows(esc10)
-    rows = list(rows)
-    folds = sorted({fold for _, _, fold, _ in rows})
-    if test_fold is not None and test_fold not in folds:
-        raise UserError(f"{source} has no fold {test_fold}; its folds are {folds}")
-    for path, category, fold, licence in rows:
-        if (fold == test_fold) != (split == "test"):
-            continue
-        yield Clip(
+    found = [
+        Clip(
             key=key_of(category, Path(path).stem),
             duration=CLIP_SECONDS,
             captions=captions_for(category),
@@ -138,37 +135,42 @@ def clips(source: Path, split: str, test_fold: int | None = None) -> Iterator[Cl
             labels=[category],
             source="ESC-50" if esc50.is_file() else "ESC-10",
             licence=licence,
-            extra={"fold": fold},
+            extra={"fold": fold, "source_id": source_id("freesound", recording)},
         )
+        for path, category, fold, licence, recording in rows
+    ]
+    folds = sorted({clip.extra["fold"] for clip in found})
+    if test_fold is not None and test_fold not in folds:
+        raise UserError(f"{source} has no fold {test_fold}; its folds are {folds}")
+    test = [clip for clip in found if clip.extra["fold"] == test_fold]
+    if split == "test":
+        return iter(test)
+    return guarded((clip for clip in found if clip.extra["fold"] != test_fold), ids_of(test))
 
 
-def _esc50_rows(meta: Path) -> Iterator[tuple[str, str, int, str]]:
-    """(path, category, fold, licence) of every clip."""
+def _esc50_rows(meta: Path) -> Iterator[tuple[str, str, int, str, str]]:
+    """(path, category, fold, licence, FreeSound's number) of every clip."""
     for row in _read_csv(meta, ("filename", "fold", "category", "esc10")):
+        name = row["filename"]
         licence = "CC BY 3.0" if row["esc10"].lower() == "true" else "CC BY-NC 3.0"
-        yield f"audio/{row['filename']}", row["category"], int(row["fold"]), licence
+        yield f"audio/{name}", row["category"], int(row["fold"]), licence, row.get("src_file", name)
 
 
-def _esc10_rows(meta: Path) -> Iterator[tuple[str, str, int, str]]:
-    for row in _read_csv(meta, ("file", "class", "fold", "licence")):
+def _esc10_rows(meta: Path) -> Iterator[tuple[str, str, int, str, str]]:
+    for row in _read_csv(meta, ("file", "class", "fold", "licence", "freesound_id")):
         name = re.sub(r"\W+", "_", row["class"].strip().lower())
         # Some rows hold an author or an address in the licence's place.
         licence = row["licence"] if row["licence"].startswith("CC") else "CC BY 3.0"
-        yield row["file"], ESC10_CATEGORIES.get(name, name), int(row["fold"]), licence
+        yield row["file"], ESC10_CATEGORIES.get(name, name), int(row["fold"]), licence, row["freesound_id"]
 
 
 def _read_csv(meta: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     if not meta.is_file():
         raise UserError(f"{meta.parent} holds neither meta/esc50.csv nor meta.csv; name the unpacked corpus")
-    with meta.open(newline="", encoding="utf-8", errors="replace") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in columns if column not in (reader.fieldnames or ())]
-        if missing:
-            raise UserError(f"{meta} has no column {missing[0]}; is it the meta file of ESC-50?")
-        for row in reader:
-            if not (row["fold"] or "").isdigit() or any(row[name] is None for name in columns):
-                raise UserError(f"{meta}, line {reader.line_num}: not a row of ESC-50")
-            yield row
+    for line, row in read_table(meta, columns):
+        if not row["fold"].isdecimal():
+            raise UserError(f"{meta}, line {line}: {row['fold']!r} is no fold")
+        yield row
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,6 @@ train on. --genre-captions writes one of genres and tags, "Hip-Hop, beats, instr
 
 import argparse
 import ast
-import csv
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,10 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.tables import read_cells, read_table
 
 from .corpus import run_corpus
+from .leakage import guarded
 from .shards import Clip, key_of
-from .sources import read_table
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"training": "train", "validation": "val", "test": "test"}
@@ -64,6 +64,13 @@ def clips(
         wanted = f"fma_{subset}" if subset else "any of fma_full, fma_large, fma_medium and fma_small"
         raise UserError(f"{source} does not hold {wanted}")
     subset = there[-1]
+    if split != "train":
+        return _clips(source, split, subset, max_seconds, genre_captions)
+    refused = {f"fma:{track.number}" for track in read_tracks(source) if track.split != "train"}
+    return guarded(_clips(source, split, subset, max_seconds, genre_captions), refused)
+
+
+def _clips(source: Path, split: str, subset: str, max_seconds: float, genre_captions: bool) -> Iterator[Clip]:
     for track in read_tracks(source):
         if track.split != split or SUBSETS.index(track.subset) > SUBSETS.index(subset):
             continue
@@ -91,73 +98,73 @@ def read_tracks(source: Path) -> Iterator[Track]:
     folder = source / "fma_metadata"
     titles: dict[str, str] = {}
     if (folder / "genres.csv").is_file():
-        titles = {row["genre_id"]: row["title"] for row in read_table(folder / "genres.csv", ("genre_id", "title"))}
+        titles = {row["genre_id"]: row["title"] for _, row in read_table(folder / "genres.csv", ("genre_id", "title"))}
     if (folder / "tracks.csv").is_file():
         return _tracks(folder / "tracks.csv", titles)
     return _raw_tracks(folder / "raw_tracks.csv", titles)
 
 
 def _tracks(path: Path, titles: dict[str, str]) -> Iterator[Track]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.reader(file)
-        groups, names = next(rows, []), next(rows, [])
-        place = {pair: index for index, pair in enumerate(zip(groups, names))}
-        columns = [("track", name) for name in ("title", "license", "genres", "tags")]
-        columns += [("artist", "name"), ("set", "split"), ("set", "subset")]
-        missing = [".".join(column) for column in columns if column not in place]
-        if missing or next(rows, [""])[0] != "track_id":
-            raise UserError(f"{path} is not FMA's: it lacks {missing[0] if missing else 'the row of track_id'}")
-        for row in rows:
-            if len(row) != len(names) or not row[0].isdigit():
-                raise UserError(f"{path}, line {rows.line_num}: not a row of FMA's tracks; fetch the file again")
-            title, licence, genres, tags, artist, split, subset = (row[place[column]] for column in columns)
-            if split not in SPLIT_NAMES or subset not in SUBSETS:
-                raise UserError(f"{path}, line {rows.line_num}: split {split!r}, subset {subset!r} are not FMA's")
-            yield Track(
-                number=int(row[0]),
-                title=title,
-                artist=artist,
-                licence=licence,
-                genres=_genres(genres, titles, path),
-                tags=[str(tag) for tag in _literal(tags, path)],
-                split=SPLIT_NAMES[split],
-                subset=subset,
-            )
+    rows = read_cells(path)
+    (_, groups), (_, names), (_, third) = (next(rows, (0, [""])) for _ in range(3))
+    place = {pair: index for index, pair in enumerate(zip(groups, names))}
+    columns = [("track", name) for name in ("title", "license", "genres", "tags")]
+    columns += [("artist", "name"), ("set", "split"), ("set", "subset")]
+    missing = [".".join(column) for column in columns if column not in place]
+    if missing or third[0] != "track_id":
+        raise UserError(f"{path} is not FMA's: it lacks {missing[0] if missing else 'the row of track_id'}")
+    for line, row in rows:
+        if len(row) != len(names) or not row[0].isdecimal():
+            raise UserError(f"{path}, line {line}: not a row of FMA's tracks; fetch the file again")
+        title, licence, genres, tags, artist, split, subset = (row[place[column]] for column in columns)
+        if split not in SPLIT_NAMES or subset not in SUBSETS:
+            raise UserError(f"{path}, line {line}: split {split!r}, subset {subset!r} are not FMA's")
+        yield Track(
+            number=int(row[0]),
+            title=title,
+            artist=artist,
+            licence=licence,
+            genres=_genres(genres, titles, f"{path}, line {line}"),
+            tags=[str(tag) for tag in _literal(tags, f"{path}, line {line}")],
+            split=SPLIT_NAMES[split],
+            subset=subset,
+        )
 
 
 def _raw_tracks(path: Path, titles: dict[str, str]) -> Iterator[Track]:
     columns = ("track_id", "track_title", "artist_name", "license_title", "track_genres", "tags")
-    for row in read_table(path, columns):
-        if not row["track_id"].isdigit():
-            raise UserError(f"{path}: {row['track_id']!r} is not a track's number; fetch the file again")
+    for line, row in read_table(path, columns):
+        place = f"{path}, line {line}"
+        if not row["track_id"].isdecimal():
+            raise UserError(f"{place}: {row['track_id']!r} is not a track's number; fetch the file again")
         yield Track(
             number=int(row["track_id"]),
             title=row["track_title"],
             artist=row["artist_name"],
             licence=row["license_title"],
-            genres=_genres(row["track_genres"], titles, path),
-            tags=[str(tag) for tag in _literal(row["tags"], path)],
+            genres=_genres(row["track_genres"], titles, place),
+            tags=[str(tag) for tag in _literal(row["tags"], place)],
         )
 
 
-def _genres(text: str, titles: dict[str, str], path: Path) -> list[str]:
+def _genres(text: str, titles: dict[str, str], place: str) -> list[str]:
     """Names of the genres: of `[21, 4]`, of `{1, 76}`, or of `[{"genre_title": "Hip-Hop", ...}]`."""
-    entries = _literal(text, path)
+    entries = _literal(text, place)
     if entries and isinstance(entries[0], dict):
         return [str(entry["genre_title"]) for entry in entries]
     unknown = [entry for entry in entries if str(entry) not in titles]
     if unknown:
-        raise UserError(f"{path}: genre {unknown[0]} is not in {path.with_name('genres.csv')}, which comes with it")
+        raise UserError(f"{place}: genre {unknown[0]} is not in genres.csv, which comes with it")
     return [titles[str(entry)] for entry in entries]
 
 
-def _literal(text: str, path: Path) -> list[Any]:
+def _literal(text: str, place: str) -> list[Any]:
     """A list or a set as Python prints it; a set in order, for the same shards from the same file."""
     try:
         value = ast.literal_eval(text) if text.strip() else []
         return sorted(value) if isinstance(value, set) else list(value)
-    except (ValueError, SyntaxError, TypeError):
-        raise UserError(f"{path}: {text[:40]!r} is not a list; fetch the file again") from None
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise UserError(f"{place}: {text[:40]!r} is not a list; fetch the file again") from None
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -28,8 +28,9 @@ from typing import Any
 from audioldm2_pl.errors import UserError
 
 from .corpus import run_corpus
+from .recordings import SHORTEST
 from .shards import Clip, key_of
-from .sources import fields
+from .sources import fields, number
 
 SPLITS = ("train", "dev", "test")
 SUBSETS = ("XS", "S", "M", "L", "XL")
@@ -37,6 +38,7 @@ EVALUATION = {"{DEV}", "{TEST}"}
 PUNCTUATION = {"<COMMA>": ",", "<PERIOD>": ".", "<QUESTIONMARK>": "?", "<EXCLAMATIONPOINT>": "!"}
 NO_SPEECH = {"<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>"}
 BLOCK = 1 << 22  # characters read at a time
+WHOLE = 0.9  # of a segment, without which its transcript tells of more than is heard
 MAX_ENTRY = 1 << 28  # characters; no recording's entry is as long
 
 
@@ -47,14 +49,15 @@ def clips(source: Path, split: str, subset: str = "XL") -> Iterator[Clip]:
     table = source / "GigaSpeech.json"
     for audio in read_audios(table):
         path, segments = fields(audio, ("path", "segments"), table)
-        subsets = [set(*fields(segment, ["subsets"], table)) for segment in segments]
+        subsets = [set(fields(segment, ["subsets"], table)[0] or ()) for segment in segments]
         segments = [segment for segment, of in zip(segments, subsets) if wanted in of]
         if split == "train" and any(EVALUATION & of for of in subsets):
             num_refused += len(segments)
             continue
         for segment in segments:
             name, start, end, text = fields(segment, ("sid", "begin_time", "end_time", "text_tn"), table)
-            words = text.split()
+            start, end = number(start, table), number(end, table)
+            words = str(text or "").split()
             if NO_SPEECH & set(words):
                 num_silent += 1
                 continue
@@ -64,6 +67,7 @@ def clips(source: Path, split: str, subset: str = "XL") -> Iterator[Clip]:
                 path=source / path,
                 start=start,
                 duration=end - start,
+                shortest=max(SHORTEST, WHOLE * (end - start)),
                 source="GigaSpeech",
                 licence="non-commercial research and education",
                 extra={"source_id": f"gigaspeech:{Path(path).stem}", "title": audio.get("title", "")},
@@ -84,7 +88,7 @@ def read_audios(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; name the folder of GigaSpeech")
     decode = json.JSONDecoder().raw_decode
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         text = file.read(BLOCK)
         opening = re.search(r'"audios"\s*:\s*\[', text)
         if opening is None:

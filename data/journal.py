@@ -2,7 +2,7 @@
 
 While a split is written, `.<name>.partial` holds its shards in a folder and a `journal.jsonl`: the settings in the
 first line, then a line for each finished shard with its entry for the index, how many clips were read for it, their
-fingerprint, and those that were left out.
+fingerprint, and those that were left out or changed.
 """
 
 import fcntl
@@ -93,14 +93,14 @@ class Journal:
         os.fsync(self.file.fileno())
         self.ends.append(self.file.tell())
 
-    def add(self, shard: dict[str, Any], num_bytes: int, fingerprints: Sequence[bytes], skipped: list[Any]) -> None:
-        """A shard that is whole on the disk."""
+    def add(self, shard: dict[str, Any], num_bytes: int, fingerprints: Sequence[bytes], listed: dict[str, Any]) -> None:
+        """A shard that is whole on the disk; `listed` has its clips that were left out or changed."""
         line = {
             "shard": shard,
             "num_bytes": num_bytes,
             "num_read": len(fingerprints),
             "clips": hashlib.sha256(b"".join(fingerprints)).hexdigest(),
-            "skipped": skipped,
+            **listed,
         }
         self._append(line)
         self.lines.append(line)
@@ -131,9 +131,7 @@ class Journal:
 
 
 def fingerprint(clip: Any) -> bytes:
-    """32 bytes that change with whatever is known about a clip, and with the size and time of its file."""
-    state = None
-    if clip.path is not None and os.path.exists(clip.path):
-        status = os.stat(clip.path)
-        state = (status.st_size, status.st_mtime_ns)
-    return hashlib.sha256(pickle.dumps((clip, state))).digest()
+    """32 bytes that change with whatever is known about a clip, and with the size and time of its files."""
+    paths = [path for path in (clip.path, *clip.others) if path is not None and os.path.exists(path)]
+    states = [(status.st_size, status.st_mtime_ns) for status in map(os.stat, paths)]
+    return hashlib.sha256(pickle.dumps((clip, states))).digest()

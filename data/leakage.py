@@ -6,34 +6,69 @@ FreeSound's, VGGSound draws on YouTube too. A clip names its recording in `extra
 published:
 
 - AudioCaps `test.csv`, `val.csv`; MusicCaps `musiccaps-public.csv`; AudioSet `eval_segments.csv`
-- Clotho `clotho_metadata_evaluation.csv` (FreeSound's numbers)
+- Clotho `clotho_metadata_evaluation.csv` (FreeSound's numbers), ESC-50 `esc50.csv`, ESC-10 `meta.csv`
 - WavCaps `json_files/blacklist/*.json`: {"AudioSet": ["Y<id>.wav", ...], "FreeSound": ["<number>", ...]}
 - the list of AudioLDM's authors, {"data": [{"wav": ".../Y<id>.wav", ...}, ...]}
+
+An id may be a file's name or a link (`sources.video_id`, `sources.sound_number`).
 """
 
 import argparse
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.tables import read_cells, read_json, read_table
 
 from .shards import Clip
-from .sources import fields, read_json, read_segments, read_table, video_id
+from .sources import SITES, fields, read_segments
 
 # The column that holds the ids, and whose ids they are.
-COLUMNS = {"youtube_id": "youtube", "ytid": "youtube", "sound_id": "freesound"}
+COLUMNS = {
+    "youtube_id": "youtube",
+    "ytid": "youtube",
+    "sound_id": "freesound",
+    "freesound_id": "freesound",
+    "src_file": "freesound",
+}
+LOST = {"", "not found"}  # in Clotho's tables where a recording's number is lost
+MAX_SHOWN = 3  # ids in a warning
 
 
-def guarded(clips: Iterable[Clip], refused: set[str]) -> Iterator[Clip]:
-    """The clips whose recording is not refused; prints at the end how many were."""
+def guarded(clips: Iterable[Clip], refused: set[str], lists: Sequence[Path] = ()) -> Iterator[Clip]:
+    """The clips whose recording is not refused; prints at the end how many were, and warns of those of `lists` that
+    name none of the clips."""
     num_refused = 0
+    met: set[str] = set()
     for clip in clips:
-        if clip.extra["source_id"] in refused:
+        identity = clip.extra.get("source_id")
+        if identity in refused:
+            met.add(identity)
             num_refused += 1
         else:
             yield clip
     if refused:
         print(f"refused {num_refused} clips of evaluation sets ({len(refused)} ids listed)")
+    for path in lists:
+        ids = _listed(path)
+        if met.isdisjoint(ids):
+            shown = ", ".join(ids[:MAX_SHOWN])
+            print(f"warning: {path}: none of its {len(ids)} ids is in this corpus ({shown}, ...)", file=sys.stderr)
+
+
+def is_there(table: Path) -> bool:
+    """Whether a corpus's own list of val or test clips is there; says so where it is not, for nothing of it is refused
+    then."""
+    if not table.is_file():
+        print(f"warning: {table} is not there: training may get clips that it lists", file=sys.stderr)
+    return table.is_file()
+
+
+def ids_of(clips: Iterable[Clip]) -> set[str]:
+    """The recordings of a corpus's own val and test clips, which are refused in its train."""
+    return {clip.extra["source_id"] for clip in clips if "source_id" in clip.extra}
 
 
 def refused_ids(lists: Sequence[Path] | None) -> set[str]:
@@ -47,39 +82,52 @@ def refused_ids(lists: Sequence[Path] | None) -> set[str]:
 
 
 def read_ids(path: Path) -> set[str]:
-    """The ids of one published list; UserError where its layout is none of those above, or it is empty."""
+    """The ids of one published list; UserError where its layout is none of those above, where it is empty, and where
+    something else stands in an id's place."""
+    return set(_listed(path))
+
+
+def _listed(path: Path) -> list[str]:
+    """The ids in the order of the list, each once."""
     if not path.is_file():
         raise UserError(f"{path}: no such list of evaluation clips")
-    ids = set(_json_ids(path) if path.suffix.lower() == ".json" else _table_ids(path))
+    ids = list(dict.fromkeys(_json_ids(path) if path.suffix.lower() == ".json" else _table_ids(path)))
     if not ids:
         raise UserError(f"{path} lists no clips; fetch it again")
     return ids
 
 
+def _identity(site: str, name: Any, place: Path | str) -> str:
+    try:
+        return f"{site}:{SITES[site](name)}"
+    except UserError as error:
+        raise UserError(f"{place}: {error}; correct it or take it out") from None
+
+
 def _json_ids(path: Path) -> Iterator[str]:
     content = read_json(path)
-    if isinstance(content, dict) and {"AudioSet", "FreeSound"} & set(content):
-        yield from (f"youtube:{video_id(name)}" for name in content.get("AudioSet", ()))
-        yield from (f"freesound:{identity}" for identity in content.get("FreeSound", ()))
-    elif isinstance(content, dict) and "data" in content:
-        yield from (f"youtube:{video_id(*fields(item, ['wav'], path))}" for item in content["data"])
+    sites = {"AudioSet": "youtube", "FreeSound": "freesound"}
+    if isinstance(content, dict) and set(sites) & set(content):
+        for part, site in sites.items():
+            yield from (_identity(site, name, path) for name in content.get(part) or ())
+    elif isinstance(content, dict) and isinstance(content.get("data"), list):
+        yield from (_identity("youtube", fields(item, ["wav"], path)[0], path) for item in content["data"])
     else:
         raise UserError(f"{path} is no list of evaluation clips that is known here; see `data/leakage.py`")
 
 
 def _table_ids(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        header = file.readline().strip()
-    if header.startswith("# Segments csv"):
-        yield from (f"youtube:{video}" for video, *_ in read_segments(path))
+    _, header = next(read_cells(path, skipinitialspace=True), (1, [""]))
+    if header[0].startswith("# Segments csv") or header[0] == "YTID":
+        yield from (_identity("youtube", video, path) for video, *_ in read_segments(path))
         return
-    column = next((column for column in COLUMNS if column in header.split(",")), None)
+    column = next((column for column in COLUMNS if column in header), None)
     if column is None:
         raise UserError(f"{path} is no list of evaluation clips that is known here; see `data/leakage.py`")
-    for row in read_table(path, [column]):
-        # Clotho has "Not found" where a recording's number is lost.
-        if row[column] and " " not in row[column]:
-            yield f"{COLUMNS[column]}:{row[column]}"
+    site = COLUMNS[column]
+    for line, row in read_table(path, [column]):
+        if site == "youtube" or row[column].strip().lower() not in LOST:
+            yield _identity(site, row[column], f"{path}, line {line}")
 
 
 def add_exclude_option(parser: argparse.ArgumentParser) -> None:
@@ -89,5 +137,6 @@ def add_exclude_option(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="lists of evaluation clips that must not be trained on: AudioCaps test.csv and val.csv, MusicCaps' CSV, "
-        "WavCaps' blacklists, AudioSet's eval_segments.csv; without a FILE every clip is kept",
+        "WavCaps' blacklists, AudioSet's eval_segments.csv, Clotho's metadata, ESC-50's esc50.csv; without a FILE "
+        "every clip is kept",
     )

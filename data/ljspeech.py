@@ -10,7 +10,7 @@ From keithito.com/LJ-Speech-Dataset, 23.9 h, public domain. SOURCE: `metadata.cs
     ljs_audio_text_{train,val,test}_filelist.txt   `DUMMY/<id>.wav|text`, 12,500 / 100 / 500 (NVIDIA's Tacotron 2)
     training.txt, validation.txt                   `<id>|text|text`, 12,950 / 150 (HiFi-GAN); no test
 
-Without it all clips are for training.
+Without it all clips are for training. What the other lists of the folder name is refused in training.
 
 Transcript: the third column; `extra` keeps the printed one. There is no caption: for speech the authors' is empty.
 """
@@ -21,8 +21,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.tables import read_lines
 
 from .corpus import run_corpus
+from .leakage import guarded
 from .shards import Clip, key_of
 
 SPLITS = ("train", "val", "test")
@@ -32,8 +34,13 @@ HIFIGAN_LISTS = {"train": "training.txt", "val": "validation.txt"}
 def clips(source: Path, split: str, filelists: Path | None = None) -> Iterator[Clip]:
     """The clips of a split by the lists of a folder; without one, "train" has all and the others none."""
     chosen = None if filelists is None else read_list(filelists, split)
-    if chosen is None and split != "train":
-        return
+    if split != "train":
+        return _clips(source, chosen or set())
+    others = [] if filelists is None else [read_list(filelists, other, needed=False) for other in ("val", "test")]
+    return guarded(_clips(source, chosen), {f"ljspeech:{name}" for names in others for name in names})
+
+
+def _clips(source: Path, chosen: set[str] | None) -> Iterator[Clip]:
     for name, printed, spoken in _rows(source / "metadata.csv"):
         if chosen is None or name in chosen:
             yield Clip(
@@ -48,27 +55,27 @@ def clips(source: Path, split: str, filelists: Path | None = None) -> Iterator[C
 
 def _rows(path: Path) -> Iterator[tuple[str, str, str]]:
     """(id, as printed, as spoken); quotation marks in it are text, not CSV's."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; name the unpacked LJSpeech-1.1")
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            fields = line.rstrip("\r\n").split("|")
-            if len(fields) != 3:
-                raise UserError(f"{path}, line {number}: not `id|text|text`; is it LJSpeech 1.1's?")
-            yield fields[0], fields[1], fields[2] or fields[1]
+    for number, line in read_lines(path):
+        fields = [field.strip() for field in line.split("|")]
+        if len(fields) != 3 or not fields[0]:
+            raise UserError(f"{path}, line {number}: not `id|text|text`; is it LJSpeech 1.1's?")
+        yield fields[0], fields[1], fields[2] or fields[1]
 
 
-def read_list(folder: Path, split: str) -> set[str]:
-    """The ids of a split; none for "test" among HiFi-GAN's lists. UserError where the folder has no lists."""
+def read_list(folder: Path, split: str, needed: bool = True) -> set[str]:
+    """The ids of a split; none for "test" among HiFi-GAN's lists.
+
+    UserError where the folder has no list of the split, unless it is not needed.
+    """
     path = folder / f"ljs_audio_text_{split}_filelist.txt"
     if not path.is_file() and (folder / HIFIGAN_LISTS["train"]).is_file():
         if split not in HIFIGAN_LISTS:
             return set()
         path = folder / HIFIGAN_LISTS[split]
-    if not path.is_file():
+    if not path.is_file() and needed:
         raise UserError(f"{folder} holds neither {path.name} nor {HIFIGAN_LISTS['train']}")
-    with path.open(encoding="utf-8") as file:
-        return {Path(line.split("|")[0]).stem for line in file if line.strip()}
+    lines = read_lines(path) if path.is_file() else ()
+    return {Path(line.split("|")[0].strip()).stem for _, line in lines if line.strip()}
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -33,10 +33,12 @@ from pathlib import Path
 from typing import Any
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.tables import read_json, read_lines
 
 from .corpus import run_corpus
+from .leakage import guarded
 from .shards import Clip, key_of
-from .sources import audio_files, fields, read_json
+from .sources import audio_files, fields
 
 SPLITS = ("train", "valid", "test")
 TRACK_LISTS = {"train": ("train_track", "extra_track"), "valid": ("valid_track",), "test": ("test_track",)}
@@ -45,18 +47,30 @@ LICENCE = "annotations research use, audio 7digital's"
 
 
 def clips(source: Path, split: str, lp_musiccaps: Path | None = None) -> Iterator[Clip]:
-    """The tracks of a split that have a tag or a caption."""
-    written = {} if lp_musiccaps is None else read_lp_musiccaps(lp_musiccaps)
+    """The tracks of a split that have a tag or a caption; of "train" those whose recording is in no other split."""
     paths = _paths(source)
+    found = _clips(source, split, lp_musiccaps, paths)
+    if split != "train":
+        return found
+    others = {song["track_id"] for other in ("valid", "test") for song in _songs(source, other)}
+    heard = {path for track in others for path in paths.get(track, ())}
+    others |= {track for track, recordings in paths.items() if heard.intersection(recordings)}
+    return guarded(found, {f"msd:{track}" for track in others})
+
+
+def _clips(source: Path, split: str, lp_musiccaps: Path | None, paths: dict[str, list[Path]]) -> Iterator[Clip]:
+    written = {} if lp_musiccaps is None else read_lp_musiccaps(lp_musiccaps)
     for song in _songs(source, split):
         track = song["track_id"]
         captions = [*written.get(track, ()), *tag_captions(song)]
         if captions:
+            path, *others = paths.get(track, [source / "songs" / f"{track}.mp3"])
             yield Clip(
                 key=key_of(track),
                 captions=captions,
                 labels=song["tag"],
-                path=paths.get(track, source / "songs" / f"{track}.mp3"),
+                path=path,
+                others=others,
                 source="MSD",
                 licence=LICENCE,
                 extra={
@@ -105,29 +119,26 @@ def _tags_by_track(source: Path, split: str) -> dict[str, list[str]]:
 
 def read_lp_musiccaps(path: Path) -> dict[str, list[str]]:
     """Track => captions, of JSON lines with "track_id", "caption_writing", "caption_summary", ..."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file of LP-MusicCaps' captions")
     captions: dict[str, list[str]] = {}
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                raise UserError(f"{path}, line {number}: not a line of JSON") from None
-            track, *written = fields(row, ("track_id", *CAPTIONS), path)
-            captions[track] = [caption for caption in written if caption]
+    for number, line in read_lines(path):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            raise UserError(f"{path}, line {number}: not a line of JSON") from None
+        track, *written = fields(row, ("track_id", *CAPTIONS), f"{path}, line {number}")
+        captions[track] = [caption for caption in written if isinstance(caption, str) and caption.strip()]
     return captions
 
 
-def _paths(source: Path) -> dict[str, Path]:
-    """Track => recording: by 7digital's numbers where the tables are there, else by the files' names."""
+def _paths(source: Path) -> dict[str, list[Path]]:
+    """Track => its recordings: by 7digital's numbers where the tables are there, else by the files' names."""
     folder = source / "lastfm_annotation"
     if not (folder / "MSD_id_to_7D_id.json").is_file():
         if (folder / "MSD_id_to_7D_id.pkl").is_file():
             raise UserError(f"{folder}: its tables are pickles; convert them to JSON as `data/msd.py` tells")
-        return {stem: Path(path) for stem, path in audio_files(source).items()}
+        return {stem: [Path(path) for path in paths] for stem, paths in audio_files(source).items()}
     numbers, places = (read_json(folder / name) for name in ("MSD_id_to_7D_id.json", "7D_id_to_path.json"))
-    return {track: source / "songs" / places[str(name)] for track, name in numbers.items() if str(name) in places}
+    return {track: [source / "songs" / places[str(name)]] for track, name in numbers.items() if str(name) in places}
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

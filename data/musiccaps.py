@@ -17,10 +17,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.tables import read_table
 
 from .corpus import run_corpus
-from .shards import Clip, key_of
-from .sources import audio_files, number, read_table, youtube_file
+from .shards import Clip
+from .sources import audio_files, number, youtube_clip
 
 SPLITS = ("test",)
 COLUMNS = ("ytid", "start_s", "end_s", "aspect_list", "caption", "is_balanced_subset", "is_audioset_eval")
@@ -30,30 +31,31 @@ def clips(source: Path, split: str) -> Iterator[Clip]:
     """All clips; "test" is the only split. `extra` tells the balanced subset and AudioSet's own evaluation set."""
     files = audio_files(source)
     table = source / "musiccaps-public.csv"
-    for row in read_table(table, COLUMNS):
-        start, end = number(row["start_s"], table), number(row["end_s"], table)
-        yield Clip(
-            key=key_of(row["ytid"], f"{start:g}"),
+    for line, row in read_table(table, COLUMNS):
+        place = f"{table}, line {line}"
+        start, end = number(row["start_s"], place), number(row["end_s"], place)
+        yield youtube_clip(
+            files,
+            source,
+            row["ytid"],
+            start,
+            end,
             text=row["caption"],
-            labels=_aspects(row["aspect_list"], table),
-            path=youtube_file(files, source, row["ytid"], start, end),
-            duration=end - start,
+            labels=_aspects(row["aspect_list"], place),
             source="MusicCaps",
             licence="captions CC BY-SA 4.0, audio as its uploader set on YouTube",
             extra={
-                "source_id": f"youtube:{row['ytid']}",
-                "source_start": start,
                 "balanced": row["is_balanced_subset"] == "True",
                 "audioset_eval": row["is_audioset_eval"] == "True",
             },
         )
 
 
-def _aspects(text: str, table: Path) -> list[str]:
+def _aspects(text: str, place: str) -> list[str]:
     try:
         return [str(aspect) for aspect in ast.literal_eval(text)]
     except (ValueError, SyntaxError, TypeError):
-        raise UserError(f"{table}: {text[:40]!r} is not a list of aspects; fetch the file again") from None
+        raise UserError(f"{place}: {text[:40]!r} is not a list of aspects; fetch the file again") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,9 +10,9 @@ import json
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -23,27 +23,29 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
-from audioldm2_pl.audio import load_waveform
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.shard_reader import captions_of
 
-from .containers import CONTAINER_SUFFIXES, decode_segment
 from .engines import ENGINES, count_cores
 from .journal import Journal, fingerprint
+from .recordings import SHORTEST, Segment, Sound, read_sound
 from .writer import Members, SplitWriter
 
 SHARD_GIB = 1.0  # some 7,000 clips of 10 s
 CLIPS_PER_TASK = 4  # what a worker is handed at a time: passing clips on costs little, and a long one holds up few
-MAX_LISTED = 10  # clips left out that the terminal shows; index.json holds them all
+MAX_LISTED = 10  # clips left out, and clips changed, that the terminal shows; index.json holds them all
+LOUD_PEAK = 2.0  # a peak that no lossy codec's overshoot reaches: the file's level is another than it seems
+LOST_TEXT = re.compile("[\x00\ufffd\ud800-\udfff]")  # what a wrong encoding leaves in a text
 
 
 @dataclass
 class Clip:
     """One clip: where its sound is, and what is known about it."""
 
-    key: str  # unique in its split; no dot, no slash, no blank (see `key_of`)
+    key: str  # no dot, no slash, no blank (see `key_of`); numbered where it comes again in the split
     text: str | None = None  # the caption
     captions: list[str] | None = None  # several captions of the same sound, instead of `text`
-    path: str | Path | None = None  # an audio file, or
+    path: str | Path | None = None  # an audio file (and `others`, tried in turn where it is damaged), or
     waveform: np.ndarray | None = None  # (T,) in [-1, 1], at the sample rate of the shards, or
     make: Callable[[], "Clip"] | None = None  # picklable; called in a worker for the clip with all its other fields
     transcript: str | None = None  # what is said
@@ -51,8 +53,12 @@ class Clip:
     source: str | None = None  # the corpus
     licence: str | None = None
     start: float = 0.0  # seconds into the file
-    duration: float | None = None  # seconds; None = to the end of the file
+    duration: float | None = None  # seconds at most; None = to the end of the file
+    others: Sequence[str | Path] = ()
+    shortest: float = SHORTEST  # seconds; a file that gives less is left out
+    recording_start: float | None = None  # seconds; where the clip begins in a file that is the whole recording
     extra: dict[str, Any] = field(default_factory=dict)  # further fields of the JSON member
+    changed: list[str] = field(default_factory=list)  # what is not as the corpus has it
 
 
 def key_of(*parts: object) -> str:
@@ -78,9 +84,9 @@ def write_shards(
     needs `if __name__ == "__main__"`. `total` is the number of clips where it is known, for the progress bar.
 
     The folder appears when it is complete, and takes the place of shards that were there. Broken off, the same call
-    goes on after the last finished shard. Clips that cannot be read are left out and listed under "skipped". Raises
-    UserError where `output` holds something other than shards, where a key comes twice, and where no clip could be
-    read.
+    goes on after the last finished shard. Clips that cannot be read are left out and listed under "skipped"; those of
+    which something had to be changed say so in their JSON, and are listed under "changed". Raises UserError where
+    `output` holds something other than shards, and where no clip could be read.
     """
     counts = (sample_rate, 1 if clips_per_shard is None else clips_per_shard, 1 if num_workers is None else num_workers)
     if min(counts) < 1 or not shard_gib > 0:
@@ -153,14 +159,20 @@ def _fill(
 
 
 def _checked(clips: Iterable[Clip]) -> Iterator[Clip]:
-    keys: set[str] = set()
+    """The clips, each with a key of its own: those that come again are numbered from 2."""
+    numbers: dict[str, int] = {}  # the last of each key
     for clip in clips:
         if not re.fullmatch(r"[^./\\\s]+", clip.key):
             raise UserError(f"clip key {clip.key!r} holds a dot, slash or blank; make keys with key_of()")
-        if clip.key in keys:
-            raise UserError(f"clip key {clip.key!r} comes twice; every clip of a split needs its own")
-        keys.add(clip.key)
-        yield clip
+        key, number = clip.key, numbers.get(clip.key, 0) + 1
+        while number > 1 and (key := f"{clip.key}__{number}") in numbers:
+            number += 1
+        numbers |= {clip.key: number, key: numbers.get(key, 1)}
+        yield (
+            clip
+            if number == 1
+            else replace(clip, key=key, changed=[*clip.changed, f"numbered: {clip.key} is another clip's key"])
+        )
 
 
 def _encode_batch(clips: list[Clip], sample_rate: int) -> list[Members | str]:
@@ -175,10 +187,14 @@ def _encode_batch(clips: list[Clip], sample_rate: int) -> list[Members | str]:
 
 
 def encode_clip(clip: Clip, sample_rate: int) -> Members:
-    """The FLAC member, the JSON member and the seconds of one clip; UserError where it cannot be read."""
+    """The FLAC member, the JSON member and the seconds of one clip; UserError where it cannot be trained on."""
+    key, changed = clip.key, clip.changed
     clip = clip.make() if clip.make is not None else clip
-    waveform = read_clip(clip, sample_rate)  # (T,)
-    samples = np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
+    sound = _sound(clip, sample_rate)
+    peak = float(np.abs(sound.waveform).max())
+    if peak > LOUD_PEAK:
+        sound.changed.append(f"scaled to full scale from a peak of {peak:g}")
+    samples = np.clip(np.rint(sound.waveform * (32768.0 / max(1.0, peak))), -32768, 32767).astype(np.int16)
     flac = io.BytesIO()
     soundfile.write(flac, samples, sample_rate, format="FLAC", subtype="PCM_16")
     seconds = len(samples) / sample_rate
@@ -189,46 +205,50 @@ def encode_clip(clip: Clip, sample_rate: int) -> Members:
         "labels": clip.labels,
         "source": clip.source,
         "licence": clip.licence,
-        "start": clip.start,
+        "start": sound.start,
         "duration": round(seconds, 6),
+        "changed": [*changed, *sound.changed] or None,
     }
     fields = clip.extra | {name: value for name, value in known.items() if value is not None}
+    check_words(key, fields)
     return flac.getvalue(), json.dumps(fields, sort_keys=True).encode(), seconds
+
+
+def check_words(key: str, fields: dict[str, Any]) -> None:
+    """Takes blank captions out of several; UserError where training would refuse the clip's words, or learn characters
+    that a wrong encoding has lost."""
+    try:
+        if not isinstance(fields.get("text", ""), str):
+            raise ValueError("caption that is no text")
+        captions, transcript = captions_of(fields), fields.get("transcript")
+        if transcript is not None and not (isinstance(transcript, str) and transcript.strip()):
+            raise ValueError("empty transcript")
+        if any(LOST_TEXT.search(text) for text in (*captions, transcript or "")):
+            raise ValueError("text with characters that a wrong encoding has lost")
+        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise UserError(f"clip {key}: {error}") from None
+    if len(fields.get("captions", ())) > len(captions):
+        note = f"{len(fields['captions']) - len(captions)} blank captions left out"
+        fields |= {"captions": captions, "changed": [*fields.get("changed", ()), note]}
 
 
 def read_clip(clip: Clip, sample_rate: int) -> np.ndarray:
     """The clip's waveform (T,) at `sample_rate`; UserError where there is none to be had."""
+    return _sound(clip, sample_rate).waveform
+
+
+def _sound(clip: Clip, sample_rate: int) -> Sound:
     if clip.waveform is not None:
-        waveform = np.asarray(clip.waveform, dtype=np.float32)
+        sound = Sound(np.asarray(clip.waveform, dtype=np.float32), clip.start)
     elif clip.path is None:
         raise UserError(f"clip {clip.key} has neither a path nor a waveform")
-    elif Path(clip.path).suffix.lower() in CONTAINER_SUFFIXES:
-        waveform, file_rate = decode_segment(Path(clip.path), clip.start, clip.duration)
-        waveform = waveform if file_rate == sample_rate else soxr.resample(waveform, file_rate, sample_rate)
-    elif clip.start == 0 and clip.duration is None:
-        waveform = load_waveform(clip.path, sample_rate)
     else:
-        waveform = _read_segment(Path(clip.path), clip.start, clip.duration, sample_rate)
-    if not len(waveform) or not np.isfinite(waveform).all():
+        segment = Segment(clip.start, clip.duration, clip.shortest, clip.recording_start)
+        sound = read_sound([Path(path) for path in (clip.path, *clip.others)], segment, sample_rate)
+    if not len(sound.waveform) or not np.isfinite(sound.waveform).all():
         raise UserError(f"clip {clip.key} holds no finite samples")
-    return waveform
-
-
-def _read_segment(path: Path, start: float, duration: float | None, sample_rate: int) -> np.ndarray:
-    """Decodes only the segment: talks and concerts of hours are cut into thousands of clips."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such audio file")
-    try:
-        with soundfile.SoundFile(path) as file:
-            file.seek(min(round(start * file.samplerate), file.frames))
-            num_frames = -1 if duration is None else round(duration * file.samplerate)
-            waveform = file.read(num_frames, dtype="float32", always_2d=True)[:, 0]
-            file_rate = file.samplerate
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise UserError(f"{path}: cannot be read as audio ({error})") from None
-    if not len(waveform):
-        raise UserError(f"{path}: ends before {start} s")
-    return waveform if file_rate == sample_rate else soxr.resample(waveform, file_rate, sample_rate)
+    return sound
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -237,13 +257,14 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def summary(folder: Path, index: dict[str, Any]) -> str:
     """What a split holds, and which clips it had to leave out."""
-    skipped = index.get("skipped", [])
     line = (
         f"{folder}: {index['num_clips']} clips, {index['seconds'] / 3600:.3f} h, "
         f"{len(index['shards'])} shards, {index['sample_rate']} Hz"
     )
-    listed = [f"  left out {clip['key']}: {clip['reason']}" for clip in skipped[:MAX_LISTED]]
-    lines = [line, *listed]
-    if len(skipped) > MAX_LISTED:
-        lines.append(f"  left out {len(skipped)} clips in all; index.json lists them")
+    lines = [line]
+    for name, verb in (("skipped", "left out"), ("changed", "changed")):
+        listed = index.get(name, [])
+        lines += [f"  {verb} {clip['key']}: {clip['reason']}" for clip in listed[:MAX_LISTED]]
+        if len(listed) > MAX_LISTED:
+            lines.append(f"  {verb} {len(listed)} clips in all; index.json lists them")
     return "\n".join(lines)

@@ -1,7 +1,6 @@
 """Reading what corpora ship: tables, JSON files, and folders of recordings named by an id."""
 
-import csv
-import json
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -9,48 +8,32 @@ from pathlib import Path
 from typing import Any
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.tables import read_cells
+
+from .shards import Clip, key_of
 
 AUDIO_SUFFIXES = {".flac", ".m4a", ".mkv", ".mp3", ".mp4", ".ogg", ".opus", ".wav", ".webm"}
 
-csv.field_size_limit(1 << 24)  # descriptions of albums are longer than Python's default of 128 Ki
-
-
-def read_table(path: Path, columns: Sequence[str], encoding: str = "utf-8-sig") -> Iterator[dict[str, str]]:
-    """The rows of a CSV file with a header; UserError where it is missing or lacks one of `columns`."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; it comes with the corpus")
-    with path.open(newline="", encoding=encoding, errors="replace") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in columns if column not in (reader.fieldnames or ())]
-        if missing:
-            raise UserError(f"{path} has no column {missing[0]}; is it the corpus's own file?")
-        for row in reader:
-            if any(row[column] is None for column in columns):
-                raise UserError(f"{path}, line {reader.line_num}: the row is cut off; fetch the file again")
-            yield row
+SECONDS = r"\d+(?:\.\d+)?"
+# Of a name, without its folders: an id, perhaps a segment's start and end, and a suffix.
+YOUTUBE_NAME = re.compile(rf"\[?Y?([\w-]{{11}})\]?(?:[_-]\[?{SECONDS}(?:[_-]{SECONDS})?\]?)?(?:\.\w+)?", re.ASCII)
+YOUTUBE_LINK = re.compile(r"(?:[?&]v=|youtu\.be/|/(?:embed|live|shorts|v)/)([\w-]{11})(?![\w-])", re.ASCII)
+FREESOUND_NAME = re.compile(r"0*(\d+)(?:\.0+)?(?:_.*)?(?:\.\w*[A-Za-z]\w*)?", re.ASCII)
+FREESOUND_LINK = re.compile(r"freesound\.org/(?:.*/)?(?:sounds?|s)/0*(\d+)(?!\d)", re.ASCII)
 
 
 def read_segments(path: Path) -> Iterator[tuple[str, float, float, list[str]]]:
     """(video, start in seconds, end in seconds, machine ids of classes) of every row of AudioSet's segments."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        for row in csv.reader((line for line in file if not line.startswith("#")), skipinitialspace=True):
-            if not row or row[0] == "YTID":  # copies without the # before the header are about
-                continue
-            if len(row) != 4:
-                raise UserError(f"{path}: {','.join(row)!r} is not a row of AudioSet's segments")
-            yield row[0], number(row[1], path), number(row[2], path), row[3].split(",")
+    for line, row in read_cells(path, skipinitialspace=True):
+        if row[0].startswith("#") or row[0] == "YTID":  # copies without the # before the header are about
+            continue
+        place = f"{path}, line {line}"
+        if len(row) != 4:
+            raise UserError(f"{place}: {','.join(row)!r} is not a row of AudioSet's segments")
+        yield row[0], number(row[1], place), number(row[2], place), row[3].split(",")
 
 
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; it comes with the corpus") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not whole JSON ({error}); fetch it again") from None
-
-
-def fields(item: Any, names: Sequence[str], path: Path) -> list[Any]:
+def fields(item: Any, names: Sequence[str], path: Path | str) -> list[Any]:
     """The values of a JSON object by name; UserError that names the file where one is not there."""
     missing = [name for name in names if not isinstance(item, dict) or name not in item]
     if missing:
@@ -58,28 +41,31 @@ def fields(item: Any, names: Sequence[str], path: Path) -> list[Any]:
     return [item[name] for name in names]
 
 
-def number(text: str, path: Path) -> float:
-    """A number out of a table; UserError that names the file where it is none."""
+def number(text: Any, place: Path | str) -> float:
+    """A finite number out of a table, 0 or more; UserError that names the place where it is none."""
     try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"{path}: {text!r} stands where a number should; is it the corpus's own file?") from None
+        value = float(text)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise UserError(f"{place}: {text!r} stands where a number should; is it the corpus's own file?")
+    return value
 
 
-def audio_files(folder: Path) -> dict[str, str]:
-    """Stem => path of every recording below a folder; of equal stems the first in order of path counts."""
-    found: dict[str, str] = {}
+def audio_files(folder: Path) -> dict[str, list[str]]:
+    """Stem => paths of every recording of that name below a folder, in the order of path."""
+    found: dict[str, list[str]] = {}
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders.sort()
         for name in sorted(names):
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in AUDIO_SUFFIXES:
-                found.setdefault(stem, os.path.join(parent, name))
+                found.setdefault(stem, []).append(os.path.join(parent, name))
     return found
 
 
-def youtube_file(files: dict[str, str], source: Path, video: str, start: float, end: float) -> Path:
-    """The recording of a YouTube clip among `audio_files`, by any of the names downloaders give it.
+def youtube_files(files: dict[str, list[str]], source: Path, video: str, start: float, end: float) -> list[Path]:
+    """The recordings of a YouTube clip among `audio_files`, by any of the names downloaders give it; segments first.
 
     A clip that is not there gets the name it would have as AudioSet is commonly laid out, `Y<id>.wav`.
     """
@@ -94,12 +80,58 @@ def youtube_file(files: dict[str, str], source: Path, video: str, start: float, 
         f"Y{video}",  # the audio of PANNs, WavCaps, AudioLDM
         video,
     )
-    return Path(next((files[name] for name in names if name in files), source / f"Y{video}.wav"))
+    found = [Path(path) for name in dict.fromkeys(names) for path in files.get(name, ())]
+    return found or [source / f"Y{video}.wav"]
 
 
-def video_id(name: str) -> str:
-    """YouTube's id out of a file name: `Y7fmOlUlwoNg.wav`, with or without the Y, the suffix, folders."""
-    match = re.fullmatch(r"Y?([\w-]{11})(\.\w+)?", name.replace("\\", "/").rsplit("/", 1)[-1], re.ASCII)
+def youtube_clip(files: dict[str, list[str]], folder: Path, name: str, start: float, end: float, **known: Any) -> Clip:
+    """A clip of the YouTube video that a table calls `name`; `files` are the `audio_files` of the folder, and `known`
+    the clip's further fields."""
+    identity = source_id("youtube", name)
+    video = identity.removeprefix("youtube:")
+    path, *others = youtube_files(files, folder, video, start, end)
+    return Clip(
+        key=key_of(video, f"{start:g}"),
+        path=path,
+        others=others,
+        duration=end - start,
+        recording_start=start,
+        extra={"source_id": identity, "source_start": start} | known.pop("extra", {}),
+        **known,
+    )
+
+
+def video_id(name: Any) -> str:
+    """YouTube's id out of an id, a file's name or a link, with or without a Y before it, folders, a segment, a suffix:
+    `Y7fmOlUlwoNg.wav`, `7fmOlUlwoNg_20_30.flac`, `https://youtu.be/7fmOlUlwoNg`."""
+    text = str(name).strip()
+    link = YOUTUBE_LINK.search(text)
+    match = link or YOUTUBE_NAME.fullmatch(text.removeprefix("youtube:").replace("\\", "/").rsplit("/", 1)[-1])
     if match is None:
         raise UserError(f"{name!r} is not named by a YouTube id of 11 characters")
     return match[1]
+
+
+def sound_number(name: Any) -> str:
+    """FreeSound's number out of a number, a file's name or a link: `123`, 123.0, `123.flac`,
+    `https://freesound.org/people/me/sounds/123/`."""
+    text = str(name).strip()
+    link = FREESOUND_LINK.search(text)
+    match = link or FREESOUND_NAME.fullmatch(text.removeprefix("freesound:").replace("\\", "/").rsplit("/", 1)[-1])
+    if match is None:
+        raise UserError(f"{name!r} is not a number of FreeSound's")
+    return match[1]
+
+
+def source_id(site: str, name: Any) -> str:
+    """What names a recording in every corpus and list: `youtube:<id>`, `freesound:<number>`, or `<site>:<name>`.
+
+    A name that is no id of the site's stands as it is, so that one bad row of a corpus does not end its build.
+    """
+    try:
+        return f"{site}:{SITES[site](name)}"
+    except (KeyError, UserError):
+        return f"{site}:{str(name).strip()}"
+
+
+SITES = {"youtube": video_id, "freesound": sound_number}

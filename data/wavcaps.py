@@ -22,14 +22,15 @@ Caption: "caption". All is for training; the blacklists are AudioCaps' and Cloth
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.tables import read_json
 
 from .corpus import run_corpus
 from .leakage import add_exclude_option, guarded, refused_ids
 from .shards import Clip, key_of
-from .sources import audio_files, fields, read_json, video_id
+from .sources import AUDIO_SUFFIXES, audio_files, fields, source_id
 
 SPLITS = ("train",)
 PARTS = {
@@ -38,6 +39,7 @@ PARTS = {
     "FreeSound": "fsd_final.json",
     "SoundBible": "sb_final.json",
 }
+SITES = {"AudioSet_SL": "youtube", "FreeSound": "freesound"}
 MAX_SECONDS = 600.0
 
 
@@ -45,7 +47,7 @@ def clips(
     source: Path, split: str, exclude: Sequence[Path] | None = None, max_seconds: float = MAX_SECONDS
 ) -> Iterator[Clip]:
     """The clips of all parts that are there, less those of the lists in `exclude`; "train" is the only split."""
-    return guarded(_clips(source, max_seconds), refused_ids(exclude))
+    return guarded(_clips(source, max_seconds), refused_ids(exclude), exclude or ())
 
 
 def _clips(source: Path, max_seconds: float) -> Iterator[Clip]:
@@ -56,31 +58,28 @@ def _clips(source: Path, max_seconds: float) -> Iterator[Clip]:
     for part, table in tables.items():
         files = audio_files(_folder(source, part))
         content = read_json(table)
-        if not isinstance(content, dict) or "data" not in content:
+        if not isinstance(content, dict) or not isinstance(content.get("data"), list):
             raise UserError(f"{table} has no list 'data'; is it WavCaps' own file?")
         for item in content["data"]:
             identity, caption = fields(item, ("id", "caption"), table)
-            stem = identity.removesuffix(".wav")
+            name = PurePath(str(int(identity) if isinstance(identity, float) and identity.is_integer() else identity))
+            stem = name.stem if name.suffix.lower() in AUDIO_SUFFIXES else str(name)
+            path, *others = map(Path, files.get(stem, [f"{source}/Audio/{part}/{stem}.flac"]))
             yield Clip(
                 key=key_of(part, stem),
-                text=caption,
-                path=Path(files.get(stem, source / "Audio" / part / f"{stem}.flac")),
+                text="" if caption is None else caption,
+                path=path,
+                others=others,
                 duration=max_seconds,
                 source=f"WavCaps {part}",
                 licence="academic use (WavCaps)",
-                extra={"source_id": _source_id(part, identity)},
+                extra={"source_id": source_id(SITES.get(part, part.lower()), stem)},
             )
 
 
 def _folder(source: Path, part: str) -> Path:
     folders = [source / "Audio" / part, source / "Zip_files" / part, source / part]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
-
-
-def _source_id(part: str, identity: str) -> str:
-    if part == "AudioSet_SL":
-        return f"youtube:{video_id(identity)}"
-    return f"{part.lower()}:{identity}"
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import tarfile
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from .journal import Journal
 
+LISTED = ("skipped", "changed")  # clips that were left out, and clips that are not as the corpus has them
 Members = tuple[bytes, bytes, float]  # a clip's FLAC, its JSON, and its seconds
 
 
@@ -63,7 +65,7 @@ class SplitWriter:
         self.max_clips = max_clips
         self.shard: ShardFile | None = None
         self.fingerprints: list[bytes] = []  # of the clips read for the shard that is open
-        self.skipped: list[dict[str, str]] = []  # and those of them that were left out
+        self.listed: dict[str, list[dict[str, str]]] = {name: [] for name in LISTED}  # and what became of some of them
         self.seconds = 0.0  # written by this process
 
     def add(self, key: str, fingerprint: bytes, members: Members | str) -> None:
@@ -72,23 +74,27 @@ class SplitWriter:
             self.finish_shard()
         self.fingerprints.append(fingerprint)
         if isinstance(members, str):
-            self.skipped.append({"key": key, "reason": members})
+            self.listed["skipped"].append({"key": key, "reason": members})
             return
         if self.shard is None:
             self.shard = ShardFile(self.journal.folder / f"{len(self.journal.lines):06d}.tar")
         self.shard.add(key, members)
         self.seconds += members[-1]
+        if b'"changed"' in members[1]:
+            reasons = json.loads(members[1]).get("changed", ())
+            self.listed["changed"] += [{"key": key, "reason": reason} for reason in reasons]
         if len(self.shard.seconds) == self.max_clips:
             self.finish_shard()
 
     def finish_shard(self) -> None:
         if self.shard is not None:
             entry = self.shard.close()
-            self.journal.add(entry, self.shard.path.stat().st_size, self.fingerprints, self.skipped)
-            self.shard, self.fingerprints, self.skipped = None, [], []
+            self.journal.add(entry, self.shard.path.stat().st_size, self.fingerprints, self.listed)
+            self.shard, self.fingerprints, self.listed = None, [], {name: [] for name in LISTED}
 
     def index(self, sample_rate: int) -> dict[str, Any]:
         """What `index.json` says, the last shard being finished."""
+        lines = [*self.journal.lines, self.listed]
         shards = [line["shard"] for line in self.journal.lines]
         return {
             "format": 1,
@@ -97,7 +103,7 @@ class SplitWriter:
             "seconds": round(sum(shard["seconds"] for shard in shards), 3),
             "longest_seconds": max((shard["longest_seconds"] for shard in shards), default=0.0),
             "shards": shards,
-            "skipped": [clip for line in self.journal.lines for clip in line["skipped"]] + self.skipped,
+            **{name: [clip for line in lines for clip in line[name]] for name in LISTED},
         }
 
 

@@ -3,13 +3,13 @@
 Shapes: T samples.
 """
 
-import csv
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.tables import read_table
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
@@ -33,16 +33,15 @@ def audio_files(folder: Path) -> dict[str, Path]:
 def read_captions(path: Path) -> dict[str, list[str]]:
     """Name -> captions, from a CSV with the columns filename and caption, one row a caption."""
     captions: dict[str, list[str]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            for row in csv.DictReader(file, strict=True):
-                if not row.get("filename") or not row.get("caption"):
-                    raise UserError(f"{path}: needs the columns filename and caption, filled in every row")
-                name = Path(row["filename"])
-                name = name.with_suffix("") if name.suffix.lower() in SUFFIXES else name
-                captions.setdefault(name.as_posix(), []).append(row["caption"].strip())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as CSV ({error})") from None
+    for line, row in read_table(path, ("filename", "caption")):
+        name, caption = Path(row["filename"].strip()), row["caption"].strip()
+        if not name.name or not caption or "\ufffd" in caption:
+            raise UserError(
+                f"{path}, line {line}: needs the columns filename and caption, filled in every row with characters "
+                "that no wrong encoding has lost"
+            )
+        name = name.with_suffix("") if name.suffix.lower() in SUFFIXES else name
+        captions.setdefault(name.as_posix(), []).append(caption)
     if not captions:
         raise UserError(f"{path}: holds no captions; needs the columns filename and caption")
     return captions

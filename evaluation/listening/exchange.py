@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.tables import read_table
 
 from .batches import ListeningTest
 from .store import Answers, Rater, Refused
@@ -20,6 +21,7 @@ MIN_RATERS = 10  # a clip
 
 MTURK_RATINGS = "Answer.ratings"  # the hidden field of mturk_layout.html, as results name it
 PROLIFIC_PLACEHOLDERS = ("PROLIFIC_PID", "STUDY_ID", "SESSION_ID")  # Prolific writes {{%NAME%}} for them
+UNJUDGED = ("Approve", "Reject")  # columns that Mechanical Turk names, and leaves to be filled in
 Verdicts = dict[tuple[str, str], str]  # (batch, rater) -> the reason against paying, which they will read; "": none
 PROLIFIC_FINISHED = ("AWAITING REVIEW", "APPROVED", "REJECTED")
 
@@ -141,21 +143,10 @@ def prolific_status(row: dict[str, str]) -> str:
 
 def read_csv(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, row) of each row. Raises UserError where the file, a column, or every row is missing."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restval="")
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
-        if missing:
-            raise UserError(f"{path}: no column {missing[0]!r}; is it the platform's own results file?")
-        line = 0
-        for row in reader:
-            line = reader.line_num
-            if None in row:
-                raise UserError(f"{path}, line {line}: more cells than columns")
-            yield line, row
-    if not line:
+    rows = list(read_table(path, columns, may_lack=UNJUDGED))
+    if not rows:
         raise UserError(f"{path}: holds no rows")
+    yield from rows
 
 
 def write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:

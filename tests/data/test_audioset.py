@@ -62,6 +62,12 @@ def test_shards_list_what_is_missing_and_count_what_is_refused(source, tmp_path,
     assert not verify(output / "train")["skipped"]
 
 
+def test_videos_of_the_evaluation_split_are_refused_in_training(source):
+    rows = '7fmOlUlwoNg, 90.000, 96.000, "/m/05zppz"\n'
+    (source / "eval_segments.csv").write_text("\ufeff" + HEADER + rows, encoding="utf-8")
+    assert [clip.key for clip in audioset.clips(source, "train", [])] == ["--PJHxphWEs__30"]
+
+
 def test_user_errors(source, tmp_path):
     with pytest.raises(UserError, match=r"holds no balanced_train_segments\.csv"):
         list(audioset.clips(tmp_path, "train", exclude=[]))

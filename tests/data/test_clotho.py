@@ -36,13 +36,33 @@ def test_five_captions(source, tmp_path):
     radio, other, cafe = clotho.clips(source, "test")
     assert radio.captions == ["a", "b, b", "c", "d", "e"]
     assert (radio.licence, radio.extra) == ("CC BY", {"source_id": "freesound:80399"})
-    assert (other.licence, other.extra) == (clotho.LICENCE, {})
-    assert (cafe.licence, cafe.extra) == ("CC0", {})
+    assert (other.licence, other.extra) == (clotho.LICENCE, {"source_id": "clotho:Radio-Garble.wav"})
+    assert (cafe.licence, cafe.extra) == ("CC0", {"source_id": "clotho:caf\xe9.wav"})
     assert clotho.main([str(source), str(tmp_path / "shards"), "--splits", "test"]) == 0
     index = verify(tmp_path / "shards/test")
     assert (index["num_clips"], len(index["skipped"])) == (2, 1)
     with pytest.raises(UserError, match=r"clotho_captions_development\.csv: no such file"):
         list(clotho.clips(source, "train"))
+
+
+@pytest.mark.parametrize("number", ["137692", "137692.0", "Not found"])
+def test_recordings_of_the_other_splits_are_refused_in_training(tmp_path, number, capsys):
+    about = "file_name,keywords,sound_id,license\n"
+    for split, names in (
+        ("development", "FREEZER.wav,rain.wav"),
+        ("validation", "hum.wav"),
+        ("evaluation", "FREEZER.wav"),
+    ):
+        rows = [f"{name},a,b,c,d,e\n" for name in names.split(",")]
+        (tmp_path / f"clotho_captions_{split}.csv").write_text(HEADER + "".join(rows))
+        numbers = {"FREEZER.wav": number if split == "development" else "137692", "rain.wav": 1, "hum.wav": 1}
+        rows = [f"{name},x,{numbers[name]},CC0\n" for name in names.split(",")]
+        (tmp_path / f"clotho_metadata_{split}.csv").write_text("\ufeff" + about + "".join(rows), encoding="utf-8")
+    assert not list(clotho.clips(tmp_path, "train"))  # rain.wav is hum.wav's recording
+    assert "refused 2 clips" in capsys.readouterr().out
+    assert [clip.extra["source_id"] for clip in clotho.clips(tmp_path, "test")] == ["freesound:137692"]
+    (tmp_path / "clotho_captions_validation.csv").unlink()
+    assert [clip.extra["source_id"] for clip in clotho.clips(tmp_path, "train")] == ["freesound:1"]
 
 
 def test_real_captions(real_data, tmp_path):

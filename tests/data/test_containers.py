@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from audioldm2_pl.errors import UserError
-from data.containers import decode_segment
+from data.containers import container_seconds, decode_segment
 from data.shards import Clip, read_clip
 
 av = pytest.importorskip("av")
@@ -34,12 +34,13 @@ def loudest_hz(waveform: np.ndarray, rate: int) -> float:
 
 def test_a_segment_is_where_it_should_be(recording):
     waveform, rate = decode_segment(recording, start=0.25, duration=0.5)
-    assert rate == RATE and len(waveform) == RATE // 2 and waveform.dtype == np.float32
-    assert loudest_hz(waveform, rate) == pytest.approx(440, abs=3) and 0.4 < np.abs(waveform).max() < 0.6
+    assert rate == RATE and waveform.shape == (RATE // 2, 2) and waveform.dtype == np.float32
+    assert loudest_hz(waveform[:, 0], rate) == pytest.approx(440, abs=3) and 0.4 < np.abs(waveform[:, 0]).max() < 0.6
     later, _ = decode_segment(recording, start=1.5, duration=1.0)
-    assert loudest_hz(later, rate) == pytest.approx(880, abs=3)
+    assert loudest_hz(later[:, 0], rate) == pytest.approx(880, abs=3)
     whole, _ = decode_segment(recording)
     assert len(whole) == pytest.approx(3 * RATE, abs=0.03 * RATE)
+    assert container_seconds(recording) == pytest.approx(3, abs=0.03)
 
 
 def test_clips_read_it_resampled(recording):

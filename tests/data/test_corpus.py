@@ -17,6 +17,7 @@ def some_clips(num_clips):
 def test_run_corpus(tmp_path, capsys):
     def clips(source, split, wanted):
         yield from some_clips(wanted if split == "train" else 0)
+        print(wanted, "wanted")
 
     def run(wanted, source=tmp_path):
         argv = [str(source), str(tmp_path / "out"), "--wanted", str(wanted), "--workers", "1"]
@@ -25,7 +26,8 @@ def test_run_corpus(tmp_path, capsys):
     assert run(3) == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["train"]
     assert run(0) == 2  # would leave the three clips of before
-    assert "earlier run" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "earlier run" in told.err and "0 wanted" in told.out
     assert run(3, tmp_path / "nowhere") == 2
 
 

@@ -21,7 +21,7 @@ def esc50_folder(tmp_path):
     for fold in range(1, 6):
         for target, category, esc10 in ((0, "dog", True), (34, "can_opening", False)):
             name = f"{fold}-100-A-{target}.wav"
-            rows.append(f"{name},{fold},{target},{category},{esc10},100,A")
+            rows.append(f"{name},{fold},{target},{category},{esc10},{fold}00,A")
             write_tone(tmp_path / "ESC-50/audio" / name)
     (tmp_path / "ESC-50/meta").mkdir()
     (tmp_path / "ESC-50/meta/esc50.csv").write_text("\n".join(rows) + "\n")
@@ -53,6 +53,14 @@ def test_esc50_layout(esc50_folder):
     assert test[0].key == "dog__5-100-A-0"
     assert len(list(esc50.clips(esc50_folder, "train"))) == 10
     assert not list(esc50.clips(esc50_folder, "test"))
+
+
+def test_what_shares_a_recording_with_the_test_fold_is_refused(esc50_folder, capsys):
+    meta = esc50_folder / "meta/esc50.csv"
+    meta.write_text("\ufeff" + meta.read_text().replace(",400,A", ",500,A", 1), encoding="utf-8")
+    train = list(esc50.clips(esc50_folder, "train", test_fold=5))
+    assert [clip.key for clip in train if clip.extra["fold"] == 4] == ["can_opening__4-100-A-34"]
+    assert "refused 1 clips" in capsys.readouterr().out
 
 
 def test_esc10_layout(esc10_folder):

@@ -50,6 +50,13 @@ def test_tracks(source):
     assert [clip.text for clip in fma.clips(source, "test", genre_captions=True)] == [None]
 
 
+def test_tracks_of_other_splits_are_refused_in_training(source):
+    row = '2,0,AWOL,AWOL,"[]",test,small,168,Hip-Hop,[21],CC BY,[],Food\n'
+    path = source / "fma_metadata/tracks.csv"
+    path.write_text("\ufeff" + TRACKS + row, encoding="utf-8")
+    assert not list(fma.clips(source, "train"))
+
+
 def test_raw_tracks(source):
     (source / "fma_metadata/tracks.csv").unlink()
     (source / "fma_metadata/raw_tracks.csv").write_text(RAW)
@@ -76,6 +83,7 @@ def test_user_errors(source):
         ("track_id", "2", "lacks the row of track_id"),
         ("\n137,0", "\n137", "line 6: not a row"),
         ("validation", "valid", "line 5: split 'valid'"),
+        ("Freeway", '"Freeway', "line 5: no row of CSV"),
     ):
         path.write_text(TRACKS.replace("[21]", "[]").replace("[10, 21]", "[]").replace(old, new, 1))
         with pytest.raises(UserError, match=message):

@@ -75,6 +75,16 @@ def test_segments_are_cut_out_of_long_opus_files(source, tmp_path):
     assert len(read_clip(really, 16_000)) == 8_000
 
 
+def test_segments_that_are_not_whole_or_say_nothing_are_listed(source, tmp_path):
+    late = segment("POD0000000025_S0000106", 3.5, 9.0, "TOO LATE", "{XL}")
+    blank = segment("POD0000000025_S0000107", 1.0, 2.0, "", "{XL}")
+    content = {"audios": [audio("POD0000000025", *TRAIN["segments"], late, blank)]}
+    (source / "GigaSpeech.json").write_text("\ufeff" + json.dumps(content), encoding="utf-8")
+    assert gigaspeech.main([str(source), str(tmp_path / "shards"), "--splits", "train"]) == 0
+    index = verify(tmp_path / "shards/train")
+    assert [clip["key"] for clip in index["skipped"]] == ["POD0000000025_S0000106", "POD0000000025_S0000107"]
+
+
 def test_entries_come_one_by_one(tmp_path, monkeypatch):
     path = tmp_path / "GigaSpeech.json"
     path.write_text(json.dumps({"audios": [TRAIN, DEV, TRAIN], "note": [1]}, indent=1))

@@ -9,6 +9,65 @@ from data.shards import Clip
 IDS = {"youtube:7fmOlUlwoNg", "youtube:6BJ455B1aAs"}
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "youtube_id,caption\n 7fmOlUlwoNg ,x\n6BJ455B1aAs,y\n",
+        "youtube_id,caption\nY7fmOlUlwoNg,x\nY6BJ455B1aAs,y\n",
+        "youtube_id,caption\n7fmOlUlwoNg.wav,x\nY6BJ455B1aAs.flac,y\n",
+        "youtube_id,caption\n7fmOlUlwoNg_20,x\n6BJ455B1aAs_0_10000,y\n",
+        "ytid\nhttps://www.youtube.com/watch?v=7fmOlUlwoNg\nhttps://youtu.be/6BJ455B1aAs\n",
+        "\ufeffYTID, start_seconds, end_seconds, positive_labels\n7fmOlUlwoNg, 0, 1, /m/1\n6BJ455B1aAs, 0, 1, /m/1\n",
+    ],
+)
+def test_ids_in_other_shapes(tmp_path, content):
+    path = tmp_path / "list.csv"
+    path.write_text(content, encoding="utf-8")
+    assert read_ids(path) == IDS
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.csv", "file_name,sound_id\na.wav,123.0\nb.wav,Not found\n"),
+        ("a.csv", "filename,fold,src_file\n1-123-A-0.wav,1, 123\n"),
+        ("a.json", '{"FreeSound": ["123.flac", 123, 123.0, "https://freesound.org/s/123/"]}'),
+    ],
+)
+def test_numbers_in_other_shapes(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_text(content)
+    assert read_ids(path) == {"freesound:123"}
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.csv", "youtube_id,x\n7fmOlUlwoNg,1\n#NAME?,2\n", "line 3: '#NAME\\?' is not named by a YouTube id"),
+        ("a.csv", "ytid,x\n,1\n", "line 2: '' is not named by"),
+        ("a.csv", "sound_id,x\nrain,1\n", "line 2: 'rain' is not a number of FreeSound's"),
+        ("a.json", '{"AudioSet": [null]}', "a.json: None is not named by"),
+    ],
+)
+def test_what_is_no_id_is_refused(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_ids(path)
+
+
+def test_a_list_that_names_no_clip_is_a_warning(tmp_path, capsys):
+    clips = [Clip(key="a", extra={"source_id": "youtube:7fmOlUlwoNg"}), Clip(key="b")]
+    met, other = tmp_path / "met.csv", tmp_path / "other.csv"
+    met.write_text("ytid\n7fmOlUlwoNg\n")
+    other.write_text("ytid\n6BJ455B1aAs\n" + "".join(f"aaaaaaaaaa{number}\n" for number in range(5)))
+    assert [clip.key for clip in guarded(clips, refused_ids([met, other]), [met, other])] == ["b"]
+    assert capsys.readouterr().err == (
+        f"warning: {other}: none of its 6 ids is in this corpus "
+        "(youtube:6BJ455B1aAs, youtube:aaaaaaaaaa0, youtube:aaaaaaaaaa1, ...)\n"
+    )
+
+
 def test_refused_clips_are_counted(capsys):
     clips = [Clip(key=name, extra={"source_id": f"youtube:{name}"}) for name in ("a", "b", "c")]
     kept = list(guarded(clips, {"youtube:b", "freesound:a"}))

@@ -31,11 +31,28 @@ def test_lists(tmp_path):
     assert keys("test") == ["LJ001-0003"]
 
 
+def test_bom_blanks_and_what_other_lists_name(tmp_path, capsys):
+    (tmp_path / "metadata.csv").write_text("\ufeff" + ROWS, encoding="utf-8")
+    lists = {
+        "train": "\ufeffDUMMY/LJ001-0001.wav |a\nLJ001-0002|b\n",
+        "val": "LJ001-0002|b\n",
+        "test": "LJ001-0003|c\n",
+    }
+    for split, content in lists.items():
+        (tmp_path / f"ljs_audio_text_{split}_filelist.txt").write_text(content, encoding="utf-8")
+    assert [clip.key for clip in ljspeech.clips(tmp_path, "train")] == ["LJ001-0001", "LJ001-0002", "LJ001-0003"]
+    assert [clip.key for clip in ljspeech.clips(tmp_path, "train", filelists=tmp_path)] == ["LJ001-0001"]
+    assert "refused 1 clips" in capsys.readouterr().out
+
+
 def test_user_errors(tmp_path):
     with pytest.raises(UserError, match=r"metadata\.csv: no such file"):
         list(ljspeech.clips(tmp_path, "train"))
     (tmp_path / "metadata.csv").write_text("LJ001-0001|a\n")
     with pytest.raises(UserError, match="line 1"):
+        list(ljspeech.clips(tmp_path, "train"))
+    (tmp_path / "metadata.csv").write_bytes("LJ001-0001|a|a\nLJ001-0002|é|é\n".encode("latin-1"))
+    with pytest.raises(UserError, match="line 2: holds a byte"):
         list(ljspeech.clips(tmp_path, "train"))
     with pytest.raises(UserError, match="holds neither"):
         list(ljspeech.clips(tmp_path, "train", filelists=tmp_path))

@@ -51,11 +51,20 @@ def test_ecals(source, tmp_path, capsys):
     assert verify(tmp_path / "shards/train")["num_clips"] == 1
 
 
+def test_tracks_of_other_splits_are_refused_in_training(source):
+    split = {**SPLIT, "test_track": [RAIN]}
+    (source / "ecals_annotation/ecals_track_split.json").write_text("\ufeff" + json.dumps(split), encoding="utf-8")
+    assert [clip.key for clip in msd.clips(source, "train")] == [SUN]
+    assert [clip.key for clip in msd.clips(source, "test")] == [RAIN]
+    (source / "lastfm_annotation/MSD_id_to_7D_id.json").write_text(json.dumps({SUN: 8947470, RAIN: 8947470}))
+    assert not list(msd.clips(source, "train"))  # another track, the same recording
+
+
 def test_lp_musiccaps(source, tmp_path):
     row = {"track_id": SNOW, "caption_writing": "It snows.", "caption_summary": "", "caption_paraphrase": "Snow."}
     row["caption_attribute_prediction"] = "Not to be used."
     path = tmp_path / "captions.jsonl"
-    path.write_text(json.dumps(row) + "\n")
+    path.write_text("\ufeff" + json.dumps(row) + "\n", encoding="utf-8")
     assert [clip.captions for clip in msd.clips(source, "train", path)][2] == ["It snows.", "Snow."]
     path.write_text("{}\n{\n")
     with pytest.raises(UserError, match="no 'track_id'"):

@@ -143,11 +143,13 @@ def test_changed_clips_and_settings_are_written_anew(tmp_path, capsys):
     assert verify(output)["num_clips"] == 4 and len(content(output)) == 2
 
 
-def test_a_key_of_a_finished_shard_comes_only_once(tmp_path):
+def test_a_key_of_a_finished_shard_is_numbered_where_it_comes_again(tmp_path):
     clips = [noise(number) for number in (0, 1, 2)]
-    break_off(clips, tmp_path / "out", clips_per_shard=1)
-    with pytest.raises(UserError, match="twice"):
-        write_shards([*clips, clips[0]], tmp_path / "out", clips_per_shard=1, num_workers=1)
+    break_off([*clips, clips[0]], tmp_path / "out", clips_per_shard=1)
+    index = write_shards([*clips, clips[0], clips[0]], tmp_path / "out", clips_per_shard=1, num_workers=1)
+    assert [clip["key"] for clip in index["changed"]] == ["clip-0__2", "clip-0__3"]
+    write_shards([*clips, clips[0], clips[0]], tmp_path / "fresh", clips_per_shard=1, num_workers=1)
+    assert content(tmp_path / "out") == content(tmp_path / "fresh")
 
 
 def test_damaged_leftovers_are_not_trusted(tmp_path):

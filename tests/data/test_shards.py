@@ -111,5 +111,69 @@ def test_bad_keys(tmp_path, key):
 
 def test_keys(tmp_path):
     assert key_of("dog", "1-100 (2).ogg") == "dog__1-100-2-ogg"
-    with pytest.raises(UserError, match="twice"):
-        write_shards([*some_clips(1), *some_clips(1)], tmp_path / "out", num_workers=1)
+
+
+def test_keys_that_come_again_are_numbered_and_listed(tmp_path):
+    rng = np.random.default_rng(0)
+    keys = ["a-b", "a-b", "a-b__2", "a-b"]
+    clips = [Clip(key, text=str(number), waveform=rng.uniform(-1, 1, 800)) for number, key in enumerate(keys)]
+    index = write_shards(clips, tmp_path / "out", num_workers=1)
+    fields = json_members(tmp_path / "out/000000.tar")
+    assert {key: clip["text"] for key, clip in fields.items()} == {
+        "a-b": "0", "a-b__2": "1", "a-b__2__2": "2", "a-b__3": "3"
+    }  # fmt: skip
+    assert [clip["key"] for clip in index["changed"]] == ["a-b__2", "a-b__2__2", "a-b__3"]
+    assert "changed a-b__3: numbered" in shards.summary(tmp_path / "out", index)
+    assert verify(tmp_path / "out")["num_clips"] == 4
+
+
+def json_members(path):
+    with tarfile.open(path) as archive:
+        return {
+            name.removesuffix(".json"): json.load(archive.extractfile(name))
+            for name in archive.getnames()
+            if name.endswith(".json")
+        }
+
+
+@pytest.mark.parametrize("peak", [1.1, 4.0, 13107.0])
+def test_floats_above_full_scale_are_scaled(tmp_path, peak):
+    wave = peak * np.sin(2 * np.pi * 440 * np.arange(3200) / RATE)
+    soundfile.write(tmp_path / "loud.wav", wave, RATE, subtype="FLOAT")
+    for clip in (Clip("a", path=tmp_path / "loud.wav"), Clip("a", waveform=wave)):
+        flac, fields, _ = shards.encode_clip(clip, RATE)
+        samples, _ = soundfile.read(io.BytesIO(flac))
+        np.testing.assert_allclose(samples, wave / np.abs(wave).max(), atol=1e-4)
+        told = json.loads(fields).get("changed")
+        assert told is None if peak < 2 else told == [f"scaled to full scale from a peak of {peak:g}"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"text": ""},
+        {"text": " \n"},
+        {"text": float("nan")},
+        {"text": ["a", "b"]},
+        {"text": "caf\ufffd"},
+        {"text": "a\x00"},
+        {"text": "a \ud800"},
+        {"captions": ["a", None]},
+        {"captions": ["", " "]},
+        {"captions": ["a", "caf\ufffd"]},
+        {"transcript": " "},
+        {"text": "a", "extra": {"title": "\udcff"}},
+        {"text": "a", "extra": {"year": float("nan")}},
+    ],
+)
+def test_words_that_training_would_refuse_or_learn_wrongly_are_listed(tmp_path, words):
+    sound = np.random.default_rng(0).uniform(-1, 1, 800)
+    index = write_shards([Clip("bad", waveform=sound, **words), *some_clips(1)], tmp_path / "out", num_workers=1)
+    assert [clip["key"] for clip in index["skipped"]] == ["bad"] and index["num_clips"] == 1
+
+
+def test_blank_captions_among_others_are_taken_out(tmp_path):
+    clip = Clip("a", captions=["rain", " ", "wind"], waveform=np.random.default_rng(0).uniform(-1, 1, 800))
+    index = write_shards([clip], tmp_path / "out", num_workers=1)
+    assert json_members(tmp_path / "out/000000.tar")["a"]["captions"] == ["rain", "wind"]
+    assert index["changed"] == [{"key": "a", "reason": "1 blank captions left out"}]

@@ -1,9 +1,8 @@
-from pathlib import Path
-
 import pytest
 
 from audioldm2_pl.errors import UserError
-from data.sources import audio_files, fields, number, read_json, read_table, video_id, youtube_file
+from audioldm2_pl.tables import read_json
+from data.sources import audio_files, fields, number, sound_number, source_id, video_id, youtube_files
 
 VIDEO = "-0jeONf82dE"
 
@@ -27,16 +26,16 @@ def test_youtube_clips_by_any_name(tmp_path, name):
     path.parent.mkdir()
     path.touch()
     files = audio_files(tmp_path)
-    assert youtube_file(files, tmp_path, VIDEO, 21.0, 31.0) == path
-    assert youtube_file(files, tmp_path, "Y0jeONf82dE", 21.0, 31.0) == tmp_path / "YY0jeONf82dE.wav"
+    assert youtube_files(files, tmp_path, VIDEO, 21.0, 31.0) == [path]
+    assert youtube_files(files, tmp_path, "Y0jeONf82dE", 21.0, 31.0) == [tmp_path / "YY0jeONf82dE.wav"]
 
 
 def test_real_names_of_lp_musiccaps(real_data):
     annotation = read_json(real_data / "metadata/msd_lpmc/musiccaps_annotation.json")
-    files = {name: f"{name}.wav" for name in annotation}
+    files = {name: [f"{name}.wav"] for name in annotation}
     for name, row in annotation.items():
         video, start, end = fields(row, ("ytid", "start_s", "end_s"), real_data)
-        assert youtube_file(files, real_data, video, start, end).stem == name
+        assert youtube_files(files, real_data, video, start, end)[0].stem == name
 
 
 def test_the_clip_at_the_right_second_comes_before_the_video(tmp_path):
@@ -44,15 +43,18 @@ def test_the_clip_at_the_right_second_comes_before_the_video(tmp_path):
         (tmp_path / name).touch()
     files = audio_files(tmp_path)
     assert len(files) == 3
-    assert youtube_file(files, tmp_path, VIDEO, 99, 109).name == f"{VIDEO}_000099.wav"
-    assert youtube_file(files, tmp_path, VIDEO, 5, 15).name == f"{VIDEO}.wav"
+    assert [path.name for path in youtube_files(files, tmp_path, VIDEO, 99, 109)] == [
+        f"{VIDEO}_000099.wav",
+        f"{VIDEO}.wav",
+    ]
+    assert youtube_files(files, tmp_path, VIDEO, 5, 15) == [tmp_path / f"{VIDEO}.wav"]
 
 
-def test_of_equal_stems_the_first_folder_counts(tmp_path):
+def test_equal_stems_stay_together_in_the_order_of_path(tmp_path):
     for folder in ("b", "a"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "1.FLAC").touch()
-    assert audio_files(tmp_path) == {"1": str(tmp_path / "a" / "1.FLAC")}
+    assert audio_files(tmp_path) == {"1": [str(tmp_path / folder / "1.FLAC") for folder in "ab"]}
 
 
 def test_video_id():
@@ -63,25 +65,66 @@ def test_video_id():
         video_id("bird.wav")
 
 
-def test_tables_and_json(tmp_path):
-    table = tmp_path / "t.csv"
-    table.write_text('\ufeffid,caption\n1,"a, b"\n', encoding="utf-8")
-    assert list(read_table(table, ("id", "caption"))) == [{"id": "1", "caption": "a, b"}]
-    with pytest.raises(UserError, match="no column start"):
-        list(read_table(table, ("start",)))
-    table.write_text("id,caption\n1\n")
-    with pytest.raises(UserError, match=r"line 2: the row is cut off"):
-        list(read_table(table, ("id", "caption")))
-    with pytest.raises(UserError, match="no such file"):
-        list(read_table(tmp_path / "none.csv", ()))
-    (tmp_path / "half.json").write_text('{"data": [')
-    with pytest.raises(UserError, match="not whole JSON"):
-        read_json(tmp_path / "half.json")
-    with pytest.raises(UserError, match="no such file"):
-        read_json(tmp_path / "none.json")
-    assert fields({"a": 1, "b": 2}, ("b", "a"), table) == [2, 1]
+@pytest.mark.parametrize(
+    "name",
+    [
+        f" {VIDEO} ",
+        f"Y{VIDEO}",
+        f"{VIDEO}_30",
+        f"Y{VIDEO}_30.000.wav",
+        f"{VIDEO}_30000_40000.flac",
+        f"[{VIDEO}]-[30-40]",
+        f"youtube:{VIDEO}",
+        f"clips\\{VIDEO}.MP3",
+        f"https://www.youtube.com/watch?v={VIDEO}&t=30s",
+        f"https://youtu.be/{VIDEO}?t=30",
+        f"www.youtube.com/embed/{VIDEO}",
+    ],
+)
+def test_ids_of_youtube_in_all_their_shapes(name):
+    assert source_id("youtube", name) == f"youtube:{VIDEO}"
+
+
+@pytest.mark.parametrize(
+    "name", ["YQSuFyFm3Lc", "Yabcdefg_12", "abcdefgh_30", "Y__________", "-0jeONf82dE", "Y_30_40_50_"]
+)
+def test_whole_ids_of_youtube_stay_as_they_are(name):
+    assert video_id(name) == video_id(f"Y{name}.wav") == video_id(f"{name}_30.wav") == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        123,
+        123.0,
+        " 123",
+        "123.0",
+        "00123",
+        "123.flac",
+        "FreeSound/123.MP3",
+        "123__me__rain.wav",
+        "freesound:123",
+        "https://freesound.org/people/me/sounds/123/",
+        "freesound.org/s/123",
+    ],
+)
+def test_numbers_of_freesound_in_all_their_shapes(name):
+    assert source_id("freesound", name) == "freesound:123"
+
+
+def test_what_is_no_id():
+    for name in ("Not found", "123.5", "1e5", "rain-123", None, float("nan")):
+        with pytest.raises(UserError, match="not a number of FreeSound's"):
+            sound_number(name)
+    assert source_id("youtube", "#NAME?") == "youtube:#NAME?"
+    assert source_id("ljspeech", " LJ001-0001") == "ljspeech:LJ001-0001"
+
+
+def test_fields_and_numbers(tmp_path):
+    assert fields({"a": 1, "b": 2}, ("b", "a"), "t.csv") == [2, 1]
     with pytest.raises(UserError, match="no 'c'"):
-        fields({"a": 1}, ("a", "c"), table)
-    assert number("21.000", table) == 21.0
-    with pytest.raises(UserError, match="'soon' stands where a number"):
-        number("soon", Path("t.csv"))
+        fields({"a": 1}, ("a", "c"), "t.csv")
+    assert number("21.000", "t.csv") == 21.0
+    for text in ("soon", "nan", "inf", "-1", "", None):
+        with pytest.raises(UserError, match="stands where a number"):
+            number(text, "t.csv, line 2")

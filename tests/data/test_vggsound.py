@@ -23,14 +23,25 @@ def test_the_whole_list(tmp_path, capsys):
     assert "refused 1 clips" in capsys.readouterr().out
 
 
+def test_videos_of_the_test_split_are_refused_in_training(tmp_path):
+    (tmp_path / "vggsound.csv").write_text("\ufeff" + ROWS + "---g-f_I2yQ,50,people marching,train\n", encoding="utf-8")
+    assert [clip.text for clip in vggsound.clips(tmp_path, "train", [])] == ["waterfall, burbling", "typing"]
+    (tmp_path / "vggsound.csv").unlink()
+    (tmp_path / "train.csv").write_text("---g-f_I2yQ_000050.mp4,marching\n7fmOlUlwoNg_000020.mp4,typing\n")
+    assert [clip.text for clip in vggsound.clips(tmp_path, "train", [])] == ["marching", "typing"]
+    (tmp_path / "test.csv").write_text("---g-f_I2yQ_000001.mp4,marching\n")
+    assert [clip.text for clip in vggsound.clips(tmp_path, "train", [])] == ["typing"]
+
+
 def test_user_errors(tmp_path, capsys):
     assert vggsound.main([str(tmp_path), str(tmp_path / "out"), "--exclude"]) == 2
     assert r"holds neither vggsound.csv" in capsys.readouterr().err
     with pytest.raises(UserError, match="--exclude"):
         list(vggsound.clips(tmp_path, "train"))
-    (tmp_path / "vggsound.csv").write_text("a.mp4,typing\n")
-    with pytest.raises(UserError, match="not a row of VGGSound"):
-        list(vggsound.clips(tmp_path, "test"))
+    for row in ("a.mp4,typing", "7fmOlUlwoNg,20,typing,trian", '7fmOlUlwoNg,20,"typing'):
+        (tmp_path / "vggsound.csv").write_text(ROWS + row + "\n")
+        with pytest.raises(UserError, match=r"line 4: (.* not a row of VGGSound|no row of CSV)"):
+            list(vggsound.clips(tmp_path, "test"))
 
 
 def test_real_list(real_data, tmp_path):

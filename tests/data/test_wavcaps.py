@@ -48,6 +48,31 @@ def test_shards(source, tmp_path, capsys):
     assert (index["num_clips"], index["seconds"]) == (1, 2.0)
 
 
+def test_odd_entries_are_listed(source, tmp_path, capsys):
+    items = [
+        {"id": 156, "caption": "a number"},
+        {"id": 156.0, "caption": "the same number"},
+        {"id": "156.flac", "caption": "a file"},
+        {"id": "1 2", "caption": "a blank"},
+        {"id": "1-2", "caption": "a dash"},
+        *({"id": "156", "caption": caption} for caption in (None, float("nan"), ["a", "b"], "", "caf\ufffd")),
+        *({"id": identity, "caption": "no id"} for identity in (None, [], "")),
+    ]
+    for path in source.glob("json_files/*/*.json"):
+        path.unlink()
+    table = source / "json_files/FreeSound/fsd_final.json"
+    table.write_text("\ufeff" + json.dumps({"data": items}), encoding="utf-8")
+    for name in ("1 2", "1-2"):
+        soundfile.write(source / f"Audio/FreeSound/{name}.wav", 0.1 * np.ones(8000), 8000)
+    assert [clip.extra["source_id"] for clip in wavcaps.clips(source, "train", [])][:3] == ["freesound:156"] * 3
+    assert wavcaps.main([str(source), str(tmp_path / "shards"), "--exclude"]) == 0
+    index = verify(tmp_path / "shards/train")
+    assert (index["num_clips"], len(index["skipped"])) == (5, 8)
+    numbered = ["FreeSound__156__2", "FreeSound__156__3", "FreeSound__1-2__2"]
+    assert [clip["key"] for clip in index["changed"]] == numbered
+    assert "changed FreeSound__156__2: numbered" in capsys.readouterr().out
+
+
 def test_user_errors(source, tmp_path):
     with pytest.raises(UserError, match="none of WavCaps' four"):
         list(wavcaps.clips(tmp_path, "train", exclude=[]))

@@ -102,6 +102,24 @@ def test_captions_of_a_clip_stay_together(tmp_path):
         read_captions(path)
 
 
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ("b.wav,a bell rings, then rain", "line 3: more cells than columns"),  # the caption would be "a bell rings"
+        ('b.wav,"a bell rings', "line 3: no row of CSV"),
+        ("b.wav, ", "line 3: needs the columns"),
+        (" ,a bell", "line 3: needs the columns"),
+        ("b.wav,caf\ufffd", "line 3: needs the columns"),
+        ("b.wav", "line 3: the row is cut off"),
+    ],
+)
+def test_captions_that_would_be_misread_are_refused(tmp_path, row, message):
+    path = tmp_path / "captions.csv"
+    path.write_text(f"\ufefffilename,caption\na.wav,rain\n{row}\nc.wav,wind\n", encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        read_captions(path)
+
+
 def test_batches_do_not_change_what_is_heard(weights, folders, tmp_path):
     """Windows of clips of unlike lengths land in their own clip, whatever the batch."""
     paths = sorted(folders["near"].rglob("*.wav"))[:3]

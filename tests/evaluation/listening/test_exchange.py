@@ -108,12 +108,24 @@ def test_bad_mturk_rows_are_told_and_the_good_ones_taken(answers, mturk, tmp_pat
     with pytest.raises(UserError, match=r"4 rows were not taken, 2 new ones were; line 3: Answer.ratings is not"):
         import_mturk(answers, path)
     assert {a.rater for a in answers.answers()} == {"W1", "W5"}
-    with pytest.raises(UserError, match="no column 'WorkerId'"):
+    with pytest.raises(UserError, match="no column WorkerId"):
         import_mturk(answers, write(tmp_path / "x.csv", ["a"], [{"a": 1}]))
     with pytest.raises(UserError, match="holds no rows"):
         import_mturk(answers, mturk())
     with pytest.raises(UserError, match="no such file"):
         import_mturk(answers, tmp_path / "none.csv")
+
+
+def test_rows_that_leave_the_verdict_out_are_whole_and_other_rows_are_not(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text("WorkerId,Answer.ratings,Approve,Reject\nW1,{}\n")
+    assert list(read_csv(path, ["WorkerId"])) == [
+        (2, {"WorkerId": "W1", "Answer.ratings": "{}", "Approve": "", "Reject": ""})
+    ]
+    for row, message in (("W2", "cut off"), ('W2,"{}', "no row of CSV"), ("W2,{},,,x", "more cells")):
+        path.write_text(f"WorkerId,Answer.ratings,Approve,Reject\nW1,{{}}\n{row}\nW3,{{}}\n")
+        with pytest.raises(UserError, match=f"line 3: .*{message}"):
+            list(read_csv(path, ["WorkerId"]))
 
 
 @pytest.mark.parametrize("text, rate", [("100% (7/7)", 1.0), ("50% (1/2)", 0.5), ("0% (0/0)", None), ("", None)])
