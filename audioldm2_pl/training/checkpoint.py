@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class Resumable(L.Callback):
         self.recipe = recipe
         self.interruption = interruption
         self.num_batches = 0  # trained
+        self.ends = False  # whether a signal has come, to any rank
         self.seconds = 0.0  # spent by earlier runs of this stage
         self.started = time.perf_counter()
         self.changes: list[dict[str, Any]] = []  # settings that were others when the stage was resumed
@@ -55,12 +57,20 @@ class Resumable(L.Callback):
             return
         due = self.num_batches // self.every_batches < (batch_idx + 1) // self.every_batches
         self.num_batches = batch_idx + 1
-        ends = trainer.strategy.reduce_boolean_decision(self.interruption.signum is not None, all=False)
-        if due or ends or self.num_batches == pl_module.config.batches:
+        self.ends = trainer.strategy.reduce_boolean_decision(self.interruption.signum is not None, all=False)
+        is_last = self.num_batches == pl_module.config.batches
+        if due or self.ends or is_last:
             trainer.save_checkpoint(self.path)
-        if ends:
-            where = f"{pl_module.name}: batch {self.num_batches} is saved, the same command goes on from there"
-            raise Interrupted(self.interruption.signum or 15, where)
+        if self.ends and is_last:
+            self.end(pl_module.name)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self.ends:  # only now: what the last batch is to log and to validate is done
+            self.end(pl_module.name)
+
+    def end(self, name: str) -> None:
+        saved = f"{name}: batch {self.num_batches} is saved, the same command goes on from there"
+        raise Interrupted(self.interruption.signum or signal.SIGTERM, saved)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.interruption.deferred = False

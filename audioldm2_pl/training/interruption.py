@@ -12,8 +12,8 @@ from audioldm2_pl.errors import Interrupted
 class Interruption:
     """What signals ask of this process.
 
-    While `deferred` they are noted, and `Resumable` ends the stage at its next step; else, and at a second Ctrl-C, they
-    raise Interrupted at once.
+    While `deferred` they are noted, and `Resumable` ends the stage after its next step; else, and at a second Ctrl-C,
+    they raise Interrupted at once.
     """
 
     def __init__(self):
@@ -32,6 +32,7 @@ class Interruption:
     @contextmanager
     def handled(self) -> Iterator[None]:
         """Signals are handled; where this is not the main thread they cannot be, and stay as they were."""
+        self.deferred, self.signum = False, None
         try:
             before = self.install()
         except ValueError:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,11 @@ def test_the_scaling_factor_is_that_of_the_unbroken_run(smoke, tmp_path, monkeyp
         train(experiment)
         factors.append(json.loads((experiment.model_folder / "vae/config.json").read_text())["scaling_factor"])
     assert factors[0] == factors[1]
+
+
+def test_checkpoints_do_not_pass_through_the_temporary_folder(smoke, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    train(smoke("stages=[audiomae]", runs=tmp_path))
 
 
 def test_a_kill_between_the_last_batch_and_the_parts_repeats_no_batch(smoke, tmp_path, monkeypatch):
