@@ -117,7 +117,7 @@ def _json_ids(path: Path) -> Iterator[str]:
 
 
 def _table_ids(path: Path) -> Iterator[str]:
-    _, header = next(read_cells(path, skipinitialspace=True), (1, [""]))
+    header = [name.strip() for name in next(read_cells(path, skipinitialspace=True), (1, [""]))[1]]
     if header[0].startswith("# Segments csv") or header[0] == "YTID":
         yield from (_identity("youtube", video, path) for video, *_ in read_segments(path))
         return

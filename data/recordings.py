@@ -22,6 +22,10 @@ RATES = (1_000, 1_000_000)  # Hz
 OGG_TAIL = 1 << 17  # bytes at a file's end that hold its last page
 
 
+# (T, channels); Hz; seconds at which it begins in its file; seconds that the file's header promises
+Found = tuple[np.ndarray, int, float, float]
+
+
 @dataclass
 class Sound:
     waveform: np.ndarray  # (T,)
@@ -57,13 +61,9 @@ def _read(path: Path, segment: Segment, sample_rate: int) -> Sound:
         raise UserError(f"{path}: no such audio file")
     if segment.duration is not None and segment.duration <= 0:
         raise UserError(f"{path}: the clip ends before it begins")
-    promised = promised_seconds(path)
-    start = _start(path, segment, promised)
+    is_container = path.suffix.lower() in CONTAINER_SUFFIXES
+    channels, rate, start, promised = (_from_container if is_container else _from_file)(path, segment)
     wanted = promised - start if segment.duration is None else min(segment.duration, promised - start)
-    if path.suffix.lower() in CONTAINER_SUFFIXES:
-        channels, rate = decode_segment(path, start, segment.duration)
-    else:
-        channels, rate = _decode(path, start, segment.duration)
     if not RATES[0] <= rate <= RATES[1]:
         raise UserError(f"{path}: {rate} Hz is no rate of sound")
     seconds = len(channels) / rate
@@ -93,15 +93,27 @@ def _start(path: Path, segment: Segment, seconds: float) -> float:
     return begins
 
 
-def promised_seconds(path: Path) -> float:
-    """How long a file is by its header; more than can be read from it where it is cut off."""
-    if path.suffix.lower() in CONTAINER_SUFFIXES:
-        return container_seconds(path)
+def _from_container(path: Path, segment: Segment) -> Found:
+    promised = container_seconds(path)
+    start = _start(path, segment, promised)
+    return *decode_segment(path, start, segment.duration), start, promised
+
+
+def _from_file(path: Path, segment: Segment) -> Found:
+    """Decodes only the segment: talks and concerts of hours are cut into thousands of clips."""
     try:
         with soundfile.SoundFile(path) as file:
-            return file.frames / file.samplerate * _cut_ratio(path, file.format)
+            rate = file.samplerate
+            promised = file.frames / rate * _cut_ratio(path, file.format)
+            start = _start(path, segment, promised)
+            file.seek(min(round(start * rate), file.frames))
+            num_frames = -1 if segment.duration is None else round(segment.duration * rate)
+            waveform = file.read(num_frames, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise UserError(f"{path}: cannot be read as audio ({error})") from None
+    if not len(waveform):
+        raise UserError(f"{path}: ends before {start} s")
+    return waveform, rate, start, promised
 
 
 def _cut_ratio(path: Path, kind: str) -> float:
@@ -117,17 +129,3 @@ def _cut_ratio(path: Path, kind: str) -> float:
             is_last = len(rest) > 1 and rest[1] & 4  # a flag that the last page of a whole stream has
             return np.inf if page and not is_last else 1.0
     return 1.0
-
-
-def _decode(path: Path, start: float, duration: float | None) -> tuple[np.ndarray, int]:
-    """(T, channels) and Hz. Decodes only the segment: talks and concerts of hours are cut into thousands of clips."""
-    try:
-        with soundfile.SoundFile(path) as file:
-            file.seek(min(round(start * file.samplerate), file.frames))
-            num_frames = -1 if duration is None else round(duration * file.samplerate)
-            waveform, rate = file.read(num_frames, dtype="float32", always_2d=True), file.samplerate
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise UserError(f"{path}: cannot be read as audio ({error})") from None
-    if not len(waveform):
-        raise UserError(f"{path}: ends before {start} s")
-    return waveform, rate

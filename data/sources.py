@@ -17,7 +17,7 @@ AUDIO_SUFFIXES = {".flac", ".m4a", ".mkv", ".mp3", ".mp4", ".ogg", ".opus", ".wa
 SECONDS = r"\d+(?:\.\d+)?"
 # Of a name, without its folders: an id, perhaps a segment's start and end, and a suffix.
 YOUTUBE_NAME = re.compile(rf"\[?Y?([\w-]{{11}})\]?(?:[_-]\[?{SECONDS}(?:[_-]{SECONDS})?\]?)?(?:\.\w+)?", re.ASCII)
-YOUTUBE_LINK = re.compile(r"(?:[?&]v=|youtu\.be/|/(?:embed|live|shorts|v)/)([\w-]{11})(?![\w-])", re.ASCII)
+YOUTUBE_LINK = re.compile(r"(?:[?&]v=|youtu\.be/|youtube[\w-]*\.com/\w+/)([\w-]{11})(?![\w-])", re.ASCII)
 FREESOUND_NAME = re.compile(r"0*(\d+)(?:\.0+)?(?:_.*)?(?:\.\w*[A-Za-z]\w*)?", re.ASCII)
 FREESOUND_LINK = re.compile(r"freesound\.org/(?:.*/)?(?:sounds?|s)/0*(\d+)(?!\d)", re.ASCII)
 

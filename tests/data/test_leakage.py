@@ -12,6 +12,7 @@ IDS = {"youtube:7fmOlUlwoNg", "youtube:6BJ455B1aAs"}
 @pytest.mark.parametrize(
     "content",
     [
+        "caption, youtube_id \nx, 7fmOlUlwoNg \ny,6BJ455B1aAs\n",
         "youtube_id,caption\n 7fmOlUlwoNg ,x\n6BJ455B1aAs,y\n",
         "youtube_id,caption\nY7fmOlUlwoNg,x\nY6BJ455B1aAs,y\n",
         "youtube_id,caption\n7fmOlUlwoNg.wav,x\nY6BJ455B1aAs.flac,y\n",
