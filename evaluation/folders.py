@@ -3,6 +3,7 @@
 Shapes: T samples.
 """
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +16,25 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
 
 def audio_files(folder: Path) -> dict[str, Path]:
-    """Relative name without suffix -> file, for the audio anywhere below `folder`."""
+    """Relative name without suffix -> file, for the audio anywhere below `folder`; hidden files are none."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of audio")
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and path.is_file():
-            name = path.relative_to(folder).with_suffix("").as_posix()
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
+            name = name_of(path.relative_to(folder))
             if name in files:
                 raise UserError(f"{folder}: {files[name].name} and {path.name} are one name; keep one of them")
             files[name] = path
     if not files:
         raise UserError(f"{folder}: holds no audio ({', '.join(SUFFIXES)})")
     return files
+
+
+def name_of(path: Path) -> str:
+    """What a clip is called: its path without the suffix, accents in the one form that all systems share."""
+    path = path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
+    return unicodedata.normalize("NFC", path.as_posix())
 
 
 def read_captions(path: Path) -> dict[str, list[str]]:
@@ -40,8 +47,7 @@ def read_captions(path: Path) -> dict[str, list[str]]:
                 f"{path}, line {line}: needs the columns filename and caption, filled in every row with characters "
                 "that no wrong encoding has lost"
             )
-        name = name.with_suffix("") if name.suffix.lower() in SUFFIXES else name
-        captions.setdefault(name.as_posix(), []).append(caption)
+        captions.setdefault(name_of(name), []).append(caption)
     if not captions:
         raise UserError(f"{path}: holds no captions; needs the columns filename and caption")
     return captions

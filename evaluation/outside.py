@@ -35,7 +35,7 @@ def score_outside(scorer: Path, generated: Path, reference: Path, seed: int = 0)
     for path in (scorer, generated, reference):
         if not path.exists():
             raise UserError(f"{path}: not there; give the scorer, the generated and the reference folder")
-    clips = sorted(generated.rglob("*.wav"))
+    clips = sorted(path for path in generated.rglob("*.wav") if not path.name.startswith("."))
     if not clips:
         raise UserError(f"{generated}: holds no .wav files; generate them first")
     rng = np.random.default_rng(seed)

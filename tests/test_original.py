@@ -602,7 +602,7 @@ def test_wrong_files_are_named(networks, donor, tmp_path):
     for name, message in {
         "none.pth": "no such checkpoint file",
         "text.pth": "(not a checkpoint|not weights alone)",
-        "empty.pth": "not a checkpoint",
+        "empty.pth": "empty, a download that broke off",
         "broken.safetensors": "not a checkpoint",
         "other.pth": r"holds no network of AudioLDM 2.*layer\.weight",
         "list.pth": "holds no network.*no tensors",

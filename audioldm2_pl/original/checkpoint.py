@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -19,6 +20,13 @@ Moves = Iterator[tuple[str, str, Tensor]]  # the authors' name, the name here, t
 
 # Where training scripts keep the weights: Lightning, AudioMAE, HiFi-GAN.
 WRAPPERS = ("state_dict", "model", "generator")
+
+# What files hold beside the weights, and what runs nothing: AudioMAE's command line, LAION's numpy numbers.
+VALUES: list[Any] = [
+    argparse.Namespace,
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    *(np.dtype, type(np.dtype("f8")), type(np.dtype("i8"))),
+]
 
 # A network's prefix is what stands before this name. Several names: with weight norm taken off, or still on.
 ANCHORS: dict[str, tuple[str, ...]] = {
@@ -53,12 +61,13 @@ def read_checkpoint(path: Path) -> tuple[Weights, list[str]]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint file")
+    if not path.stat().st_size:
+        raise UserError(f"{path}: empty, a download that broke off; fetch it again")
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
-            # AudioMAE's file keeps its command line in a Namespace, which holds values and runs nothing.
-            with torch.serialization.safe_globals([argparse.Namespace]):
+            with torch.serialization.safe_globals(VALUES):
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|[Uu]nsupported (?:global|class)):? ([\w.]+)", str(error))

@@ -19,7 +19,7 @@ from evaluation.embeddings import (
     Source,
     find_weights,
     numpy_seed,
-    read_checkpoint,
+    read_weights,
     without_hub,
     without_init,
 )
@@ -283,13 +283,38 @@ class Trap:
 def test_checkpoints_run_no_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Trap()}, tmp_path / "trap.pt")
-    with pytest.raises(UserError, match="read safely"):
-        read_checkpoint(tmp_path / "trap.pt")
+    with pytest.raises(UserError, match="opening it would run code"):
+        read_weights(tmp_path / "trap.pt", "weight")
     assert not (tmp_path / "trapped").exists()
     torch.save({"model": {"bn0.weight": torch.ones(64)}}, tmp_path / "Cnn14_mAP=0.431.pth")
     (tmp_path / "Cnn14_mAP=0.431.pth").rename(tmp_path / "vggish-10086976.pth")
     with pytest.raises(UserError, match="not the weights of VGGish"):
         BACKENDS["vggish"](tmp_path / "vggish-10086976.pth", "cpu")
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda state: {"state_dict": state, "epoch": 3},
+    lambda state: {f"module.{name}": value for name, value in state.items()},
+    lambda state: {"model": {f"net.module.{name}": value for name, value in state.items()}},
+])  # fmt: skip
+def test_weights_in_known_wrappers(wrap, tmp_path):
+    state = random_state(VGGish())
+    path = tmp_path / "vggish-10086976.pth"
+    waveform = torch.randn(1, 16_000)
+    torch.save(state, path)
+    expected = BACKENDS["vggish"](path, "cpu").hear(waveform)[0]
+    torch.save(wrap(state), path)
+    torch.testing.assert_close(BACKENDS["vggish"](path, "cpu").hear(waveform)[0], expected)
+
+
+@pytest.mark.parametrize("backend", ["vggish", "panns", "passt", "clap"])
+@pytest.mark.parametrize(("content", "said"), [(b"", "empty, a download"), (b"<html>" * 99, "not a checkpoint|not weights alone")])
+def test_files_that_are_no_weights(content, said, backend, tmp_path, eval_library):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=said) as error:
+        BACKENDS[backend](path, "cpu")
+    assert "\n" not in str(error.value)
 
 
 def test_numpy_seed_leaves_no_trace():

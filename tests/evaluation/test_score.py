@@ -1,6 +1,7 @@
 """Folders to results: pairing, reproducibility, comparison, and whether scores rank real degradations in order."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,39 @@ def test_names_pair_across_formats_and_orders(tmp_path, folders):
     assert pairs.names == sorted(pairs.names) and len(pairs.names) == NUM_CLIPS
     assert [p.stem for p in pairs.generated] == [p.stem for p in pairs.reference]
     assert pairs.missing == {"generated": [], "reference": []}
+
+
+def test_names_pair_across_unicode_forms_and_hidden_files_are_none(tmp_path, folders):
+    """A Mac writes é as two characters, and a ._ file beside each on other systems' disks."""
+    sound, rate = soundfile.read(next(folders["real"].rglob("*.wav")))
+    for side, form in (("generated", "NFD"), ("reference", "NFC")):
+        (tmp_path / side).mkdir()
+        soundfile.write(tmp_path / side / unicodedata.normalize(form, "café.wav"), sound, rate)
+        (tmp_path / side / "._café.wav").write_bytes(b"\0\5\x16\7")
+    captions = tmp_path / "captions.csv"
+    captions.write_text(f"filename,caption\n{unicodedata.normalize('NFD', 'café.wav')},a cup\n", encoding="utf-8")
+    pairs = pair_up(tmp_path / "generated", tmp_path / "reference", captions, load_protocol("judge"))
+    assert pairs.names == [unicodedata.normalize("NFC", "café")] and pairs.captions == [["a cup"]]
+
+
+@pytest.mark.parametrize(
+    ("sound", "said"),
+    [
+        (np.zeros(8000), "clips are silent, first 'a/00'"),
+        (np.full(8000, 0.5), "clips are silent"),
+        (0.1 * np.sin(np.arange(160)), "are shorter than 0.1 s"),
+        (0.1 * np.sin(np.arange(8000)), "all 12 clips are the same sound"),
+    ],
+)
+def test_doubtful_clips_are_warned_of(sound, said, tmp_path, folders, options):
+    for path in folders["real"].rglob("*.wav"):
+        target = tmp_path / path.relative_to(folders["real"])
+        target.parent.mkdir(exist_ok=True)
+        soundfile.write(target, sound, RATE)
+    doubtful, _ = score_folders(tmp_path, folders["real"], None, "judge", options)
+    assert any(said in line and line.startswith("generated") for line in doubtful["warnings"])
+    usual, _ = score_folders(folders["near"], folders["real"], None, "judge", options)
+    assert not [line for line in usual["warnings"] if "clips" in line and line.startswith(("generated", "reference"))]
 
 
 def test_missing_names_are_errors_beyond_the_protocols_share(tmp_path, folders):
