@@ -30,11 +30,10 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import soxr
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from audioldm2_pl.audio import AudioConfig, fit_length, normalise
+from audioldm2_pl.audio import SILENT_PEAK, AudioConfig, prepare_clip
 from audioldm2_pl.clip_order import Place, deal, endless_order, storage_order, weighted_order
 from audioldm2_pl.encoded_shards import EncodedFolder, choose_caption, stack_features
 from audioldm2_pl.errors import UserError
@@ -42,7 +41,6 @@ from audioldm2_pl.quarantine import MAX_BAD_FRACTION, Quarantine
 from audioldm2_pl.remote_shards import CACHE_GIB, RemoteFolder, is_remote
 from audioldm2_pl.shard_reader import BadClip, ShardFolder, captions_of
 
-SILENCE = 1e-4  # a crop whose peak is below this is drawn again
 CROP_TRIES = 10  # draws before a silent crop is taken after all
 STORAGE_BATCH = 16  # clips of a batch in storage order: one number for all stages, which share what they make of them
 BATCHES_AHEAD = 4  # remote shards are fetched at least so many global batches before their clips are read
@@ -196,10 +194,7 @@ class ClipStream(IterableDataset):
         """(T,) at `rate` => (num_samples,) at the rate and level of the audio config."""
         wanted = round(self.num_samples * rate / self.audio.sample_rate)
         start = draw_crop(waveform, wanted, rng) if self.start is not None else 0
-        waveform = fit_length(waveform, wanted, start)
-        if rate != self.audio.sample_rate:
-            waveform = fit_length(soxr.resample(waveform, rate, self.audio.sample_rate), self.num_samples)
-        return normalise(waveform, self.audio.peak)
+        return prepare_clip(waveform, rate, self.audio, self.num_samples, start)
 
 
 def draw_crop(waveform: np.ndarray, num_samples: int, rng: np.random.Generator) -> int:
@@ -210,7 +205,7 @@ def draw_crop(waveform: np.ndarray, num_samples: int, rng: np.random.Generator) 
     start = 0
     for _ in range(CROP_TRIES):
         start = int(rng.integers(last + 1))
-        if np.abs(waveform[start : start + num_samples]).max() > SILENCE:
+        if np.abs(waveform[start : start + num_samples]).max() > SILENT_PEAK:
             break
     return start
 
