@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from audioldm2_pl.errors import UserError
+from audioldm2_pl.errors import UserError, reason_of
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         if not is_write_error(error):
             raise
         raise UserError(
-            f"{path}: cannot be written ({reason_of(error)}); put that right, then run the same command"
+            f"{path}: cannot be written ({write_reason(error)}); put that right, then run the same command"
         ) from None
     finally:
         with suppress(OSError):
@@ -41,13 +41,10 @@ def is_write_error(error: Exception) -> bool:
     )
 
 
-def reason_of(error: Exception) -> str:
-    """A phrase that says why a file could not be written or read."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if "inline_container" in str(error) or "iostream" in str(error):  # torch has lost the system's reason
-        return "the disk is full or failing"
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def write_reason(error: Exception) -> str:
+    """A phrase that says why a file could not be written; torch has lost the system's own."""
+    lost = any(words in str(error) for words in ("inline_container", "iostream"))
+    return "the disk is full or failing" if lost else reason_of(error)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from audioldm2_pl.errors import UserError
 
+MAX_GAIN = 100.0  # 40 dB: what is quieter than -46 dB stays quiet, for scaled up it would be its recorder's noise
+
 
 @dataclass
 class AudioConfig:
@@ -67,7 +69,7 @@ def choose_channel(waveform: np.ndarray) -> np.ndarray:
 
 
 def load_waveform(path: str | Path, sample_rate: int) -> np.ndarray:
-    """First channel of an audio file at `sample_rate`, float32 (T,).
+    """The channel of an audio file that `choose_channel` takes, at `sample_rate`, float32 (T,).
 
     Raises UserError where the file is missing, unreadable, empty or not finite.
     """
@@ -78,7 +80,7 @@ def load_waveform(path: str | Path, sample_rate: int) -> np.ndarray:
         waveform, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise UserError(f"{path}: cannot be read as audio ({error})") from None
-    waveform = waveform[:, 0]  # (T,)
+    waveform = choose_channel(waveform)  # (T,)
     if not len(waveform) or not np.isfinite(waveform).all():
         raise UserError(f"{path}: holds no finite samples; leave it out")
     if file_rate != sample_rate:
@@ -97,12 +99,33 @@ def save_waveform(path: str | Path, waveform: Tensor | np.ndarray, sample_rate: 
         raise UserError(f"{path}: cannot be written; use a name that ends in .wav or .flac") from None
 
 
+def is_silent(waveform: np.ndarray) -> bool:
+    """Whether (T,) holds no sound: nothing, or a constant."""
+    return bool(np.ptp(waveform) <= 2 * SILENT_PEAK)
+
+
 def normalise(waveform: np.ndarray, peak: float | None) -> np.ndarray:
-    """Takes the mean off a (T,) waveform and scales it to `peak`, as the authors' training data does."""
+    """Takes the mean off a (T,) waveform and scales it to `peak`, as the authors' training data does, but never by more
+    than MAX_GAIN."""
     waveform = waveform - waveform.mean()
     if peak is not None:
-        waveform *= peak / (max(waveform.max(), -waveform.min()) + 1e-8)
+        waveform *= min(MAX_GAIN, peak / (max(waveform.max(), -waveform.min()) + 1e-8))
     return waveform
+
+
+def prepare_clip(
+    waveform: np.ndarray, rate: int, config: AudioConfig, num_samples: int | None = None, start: int = 0
+) -> np.ndarray:
+    """(T,) at `rate` Hz => (num_samples,), or a whole clip, at the config's rate and level: what all networks hear.
+
+    In the authors' order: cut from `start`, resampled, levelled, and only then padded with zeros, so that a short
+    clip's padding is digital silence.
+    """
+    num_samples = num_samples or config.num_samples
+    waveform = waveform[start : start + round(num_samples * rate / config.sample_rate)]
+    if rate != config.sample_rate:
+        waveform = soxr.resample(waveform, rate, config.sample_rate)[:num_samples]
+    return fit_length(normalise(waveform, config.peak), num_samples)
 
 
 def fit_length(waveform: np.ndarray, num_samples: int, start: int = 0) -> np.ndarray:

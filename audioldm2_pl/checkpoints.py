@@ -19,7 +19,7 @@ import diffusers
 import transformers
 from safetensors.torch import load_file, save_file
 
-from audioldm2_pl.atomic import is_write_error, reason_of, write_text
+from audioldm2_pl.atomic import is_write_error, write_reason, write_text
 from audioldm2_pl.conditioners import CLAP, T5
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models.audiomae import AudioMAE, AudioMAEConfig
@@ -253,7 +253,7 @@ class ModelFolder:
             shutil.rmtree(new, ignore_errors=True)
             if not is_write_error(error):
                 raise
-            raise UserError(f"{self.path / part}: cannot be written ({reason_of(error)}); make room there") from None
+            raise UserError(f"{self.path / part}: cannot be written ({write_reason(error)}); make room there") from None
         self.replace(part, new)
         self.write_index()
 

@@ -23,6 +23,7 @@ steps. In validation, too, and where the clips do not fill the ranks' last step,
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice, zip_longest
@@ -31,20 +32,18 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import soxr
 import torch
 from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from audioldm2_pl.audio import AudioConfig, fit_length, normalise
+from audioldm2_pl.audio import SILENT_PEAK, AudioConfig, prepare_clip
 from audioldm2_pl.clip_order import Place, deal, endless_order, storage_order, weighted_order
 from audioldm2_pl.encoded_shards import EncodedFolder, choose_caption, stack_features
-from audioldm2_pl.errors import UserError
+from audioldm2_pl.errors import UserError, reason_of
 from audioldm2_pl.quarantine import MAX_BAD_FRACTION, Quarantine
 from audioldm2_pl.remote_shards import CACHE_GIB, RemoteFolder, is_remote
-from audioldm2_pl.shard_reader import BadClip, ShardFolder, captions_of
+from audioldm2_pl.shard_reader import BadClip, ShardFolder, captions_of, unread_caption
 
-SILENCE = 1e-4  # a crop whose peak is below this is drawn again
 CROP_TRIES = 10  # draws before a silent crop is taken after all
 STORAGE_BATCH = 16  # clips of a batch in storage order: one number for all stages, which share what they make of them
 GRACE_SECONDS = 30  # for which a worker outlives SIGTERM
@@ -163,10 +162,21 @@ class ClipStream(IterableDataset):
             return None
         try:
             name = f"{'test/' if self.validation else ''}{f}/{shard}/{clip}"
-            return self.prepare(folder.load(shard, clip, name in self.silent), position) | {"id": name}
+            fields = folder.load_audible(shard, clip, name in self.silent)
+            self.tell(folder, fields)
+            return self.prepare(fields, position) | {"id": name}
         except BadClip as bad:
             self.quarantine.add(folder, shard, clip, bad)
             return None
+
+    def tell(self, folder: ShardFolder, fields: dict[str, Any]) -> None:
+        """Warns, once for each folder, of captions under a name that is not read."""
+        worker = get_worker_info()
+        if self.rank == 0 and (worker is None or worker.id == 0) and (name := unread_caption(fields)):
+            warnings.warn(
+                f"{folder.path}: clips have no caption, but {name!r} in their JSON, which is not read; call it 'text'",
+                stacklevel=2,
+            )
 
     def replacement(self, position: int) -> dict[str, Any] | None:
         """The next good clip of the order for a bad one; None where each good clip comes once."""
@@ -179,7 +189,14 @@ class ClipStream(IterableDataset):
         raise UserError(f"{', '.join(str(folder.path) for folder in self.folders)}: no clip that can be used")
 
     def prepare(self, clip: dict[str, Any], position: int) -> dict[str, Any]:
-        """Crop, resample, level and choose a caption; the draws follow from (seed, position)."""
+        """Crop, resample, level and choose a caption; BadClip, whatever goes wrong with it."""
+        try:
+            return self.drawn(clip, position)
+        except Exception as error:
+            raise BadClip(clip["key"], f"no clip to train on ({reason_of(error)})") from None
+
+    def drawn(self, clip: dict[str, Any], position: int) -> dict[str, Any]:
+        """The draws follow from (seed, position)."""
         rng = np.random.default_rng((self.seed, position, 1))
         sound = {}
         if "waveform" in clip:
@@ -199,10 +216,7 @@ class ClipStream(IterableDataset):
         """(T,) at `rate` => (num_samples,) at the rate and level of the audio config."""
         wanted = round(self.num_samples * rate / self.audio.sample_rate)
         start = draw_crop(waveform, wanted, rng) if self.start is not None else 0
-        waveform = fit_length(waveform, wanted, start)
-        if rate != self.audio.sample_rate:
-            waveform = fit_length(soxr.resample(waveform, rate, self.audio.sample_rate), self.num_samples)
-        return normalise(waveform, self.audio.peak)
+        return prepare_clip(waveform, rate, self.audio, self.num_samples, start)
 
 
 def draw_crop(waveform: np.ndarray, num_samples: int, rng: np.random.Generator) -> int:
@@ -213,7 +227,7 @@ def draw_crop(waveform: np.ndarray, num_samples: int, rng: np.random.Generator) 
     start = 0
     for _ in range(CROP_TRIES):
         start = int(rng.integers(last + 1))
-        if np.abs(waveform[start : start + num_samples]).max() > SILENCE:
+        if np.abs(waveform[start : start + num_samples]).max() > SILENT_PEAK:
             break
     return start
 
@@ -342,7 +356,7 @@ class AudioShards(L.LightningDataModule):
     def check_whole(self, advice: str) -> None:
         """UserError where clips are longer than a training clip."""
         for folder in self.train:
-            longest = folder.index["longest_seconds"]
+            longest = folder.longest_seconds
             if longest * self.audio.sample_rate > self.num_samples + 16:  # the index rounds to milliseconds
                 raise UserError(
                     f"{folder.path}: clips of up to {longest:.2f} s; {self.num_samples} samples are trained on; "

@@ -33,7 +33,8 @@ from torch import Tensor
 from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.remote_shards import RemoteFolder
-from audioldm2_pl.shard_reader import BadClip, Members, ShardFolder, captions_of, decode_json
+from audioldm2_pl.shard_reader import BadClip, ShardFolder, captions_of, decode_array, decode_json
+from audioldm2_pl.tar_table import Members
 
 FEATURES = {  # part -> what it says of a clip
     "vae": ("mean", "std"),
@@ -56,6 +57,7 @@ class EncodedFolder(ShardFolder):
         if not isinstance(held, list):
             raise UserError(f"{self.path}: holds no encoded features; make them with {self.made_by}")
         self.features = [name for name in wanted if name in held]
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of a feature, as the first clip has it
 
     def check_source(self, source: ShardFolder, audio: AudioConfig) -> None:
         """UserError where the features are of other shards or of another front end."""
@@ -106,8 +108,12 @@ class EncodedFolder(ShardFolder):
             num_captions = len(captions_of(fields))
         except ValueError as error:
             raise BadClip(key, str(error)) from None
-        if any(len(features[name]) != num_captions for name in TEXT_FEATURES if name in features):
+        if any(np.shape(features[name])[:1] != (num_captions,) for name in TEXT_FEATURES if name in features):
             raise BadClip(key, "not a text feature for each caption")
+        for name, value in features.items():  # those of a batch are stacked
+            shape = value.shape[-1:] if name == "t5" else value.shape[name in TEXT_FEATURES :]
+            if self.shapes.setdefault(name, shape) != shape:
+                raise BadClip(key, f"{name} of shape {shape} where others have {self.shapes[name]}")
 
     def decode(self, suffix: str, content: bytes) -> dict[str, Any]:
         if suffix == "json":
@@ -115,7 +121,7 @@ class EncodedFolder(ShardFolder):
             if "bad" not in about and not all(isinstance(about.get(name), dict) for name in ("clip", "crc32")):
                 raise ValueError("no fields of an encoded clip")
             return about
-        return {suffix.removesuffix(".npy"): np.load(io.BytesIO(content), allow_pickle=False)}
+        return {suffix.removesuffix(".npy"): decode_array(content)}
 
 
 def digest_of(model: Path, part: str) -> str | None:

@@ -1,10 +1,14 @@
 """What ends a command early, and what its command line makes of it."""
 
 import os
+import re
 import select
 import signal
 import sys
+import textwrap
 from collections.abc import Callable
+
+MAX_REASON = 240  # characters of another library's message
 
 
 class UserError(Exception):
@@ -25,6 +29,14 @@ class Interrupted(BaseException):
     def __str__(self) -> str:
         name = "interrupted" if self.signum == signal.SIGINT else signal.Signals(self.signum).name
         return f"{name}; {self.state}" if self.state else name
+
+
+def reason_of(error: BaseException) -> str:
+    """An exception's text in one line that is the same in every run."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    said = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "it", str(error))  # an address differs from run to run
+    return textwrap.shorten(said, MAX_REASON, placeholder=" …") or type(error).__name__
 
 
 def run_tool(body: Callable[[], None]) -> int:

@@ -61,12 +61,15 @@ class Quarantine:
 
     def write(self, record: dict[str, Any]) -> None:
         assert self.path is not None
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            os.write(file, json.dumps(record).encode() + b"\n")  # one call, so that processes do not mix their lines
-        finally:
-            os.close(file)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                os.write(file, json.dumps(record).encode() + b"\n")  # one call: processes do not mix their lines
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise UserError(f"{self.path}: a bad clip cannot be listed ({error}); make room there") from None
 
     def refresh(self) -> None:
         """Reads what has been appended by all processes."""
@@ -83,7 +86,7 @@ class Quarantine:
                 record = json.loads(line)
                 if record["shard"] in self.shards:
                     self.bad[record["shard"], int(record["clip"])] = str(record["reason"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue
 
     def summary(self) -> str:

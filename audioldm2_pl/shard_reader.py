@@ -1,7 +1,7 @@
 """One split's shards as clips: where each clip's members lie, and what they decode to.
 
-Nothing is trusted. A tar's damaged headers are stepped over, members other than flac, wav, json, txt and npy are
-not looked at, nothing is unpickled, and a clip that cannot be had in full raises BadClip with a key and a reason.
+Nothing is trusted. A tar's damaged headers are stepped over, members other than SOUNDS, json, txt and npy are not
+looked at, nothing is unpickled, and a clip that cannot be had in full raises BadClip with a key and a reason.
 Damage within a FLAC shows in the checksums of its frames; a changed letter inside a caption shows only in the shard's
 sha256, which `python -m data.verify` compares.
 """
@@ -12,7 +12,6 @@ import io
 import json
 import os
 import re
-import tarfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,18 +19,28 @@ from typing import Any, BinaryIO
 import numpy as np
 import soundfile
 
-from audioldm2_pl.errors import UserError
+from audioldm2_pl.audio import choose_channel, is_silent
+from audioldm2_pl.errors import UserError, reason_of
 from audioldm2_pl.remote_shards import RemoteFolder, is_remote
+from audioldm2_pl.tar_table import TWICE, Members, read_table
 
 SHARD_FORMAT = 1  # of index.json
-BLOCK = tarfile.BLOCKSIZE  # bytes that a tar counts in
-REFUSED = ("pickle", "pkl", "pyd", "pt", "pth")  # members that run code when they are loaded
-SOUNDS = ("flac", "wav")
+SOUNDS = {  # suffix -> libsndfile's names of what it may hold; of several members the first here is read
+    "flac": ("FLAC",),
+    "wav": ("WAV", "WAVEX"),
+    "mp3": ("MP3",),
+    "ogg": ("OGG",),
+    "opus": ("OGG",),
+}
 MEMBERS = (*SOUNDS, "json", "txt")  # and <name>.npy
-FORMATS = ("FLAC", "WAV", "WAVEX")  # libsndfile's names of what SOUNDS may hold
+OWN_FIELDS = ("waveform", "sample_rate", "features", "key", "id")  # what the reader says of a clip, not its JSON
+TEXT_FIELDS = ("text", "captions", "transcript")  # no array of these names is read
+CAPTION_LIKE = re.compile("caption|text|descri|prompt|sentence", re.IGNORECASE)
+MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
+MAX_SAMPLES = 2**29  # of a clip's channels together: 3 h at 48 kHz, 2 GiB
+MAX_CLIPS = 10_000_000  # of a shard
 TABLES_KEPT = 200_000  # clips whose places in the tars are remembered, about 60 MB
 
-Members = dict[str, tuple[int, int]]  # suffix -> (offset, size) in the tar
 Table = list[tuple[str | None, Members]]  # a shard's clips; key None stands for one that the tar has lost
 
 
@@ -73,17 +82,15 @@ class ShardFolder:
             raise UserError(f"{self.path}: no shards here (index.json is missing); write them with {self.made_by}")
         try:
             index = json.loads(content)
-            version = index.get("format")
-            sound = version != SHARD_FORMAT or all(
-                re.fullmatch(r"\w[\w.-]*", shard["name"]) and isinstance(shard["num_clips"], int)
-                for shard in index["shards"]
+            if index.get("format", SHARD_FORMAT) == SHARD_FORMAT:
+                check_index(index)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            said = f" ({error})" if type(error) is ValueError else ""
+            raise UserError(f"{place}: not the index of a folder of shards{said}; write the shards again") from None
+        if index.get("format") != SHARD_FORMAT:
+            raise UserError(
+                f"{place}: format {index.get('format')!r}, this version reads {SHARD_FORMAT}; write it anew"
             )
-        except (ValueError, KeyError, TypeError, AttributeError):
-            sound, index, version = False, {}, None
-        if not sound:
-            raise UserError(f"{place}: not the index of a folder of shards; write the shards again")
-        if version != SHARD_FORMAT:
-            raise UserError(f"{place}: format {version!r}, this version reads {SHARD_FORMAT}; write it anew")
         return index
 
     def __len__(self) -> int:
@@ -102,6 +109,8 @@ class ShardFolder:
             try:
                 if self.remote:
                     file = self.remote.open(entry["name"], entry.get("sha256", ""))
+                elif os.path.exists(self.shard_path(shard)) and not os.path.isfile(self.shard_path(shard)):
+                    raise OSError("no regular file")  # to open a pipe would wait for its writer
                 else:
                     file = open(self.shard_path(shard), "rb", buffering=0)  # noqa: SIM115
             except OSError as error:
@@ -124,7 +133,7 @@ class ShardFolder:
             path, count = self.shard_path(shard), self.counts[shard]
             file = self.open(shard)
             try:
-                clips: Table = list(read_table(file, path).items())  # type: ignore[arg-type]
+                clips: Table = list(read_table(file, path, MEMBERS).items())  # type: ignore[arg-type]
             except OSError as error:
                 raise UserError(f"{path}: cannot be read ({error}); {self.advice}") from None
             whole = sum(self.lack(members) is None for _, members in clips)
@@ -159,9 +168,10 @@ class ShardFolder:
         the clip comes without its sound.
         """
         key, members = self.place(shard, clip)
+        sounds = [suffix for suffix in SOUNDS if suffix in members]
         fields: dict[str, Any] = {}
         for suffix in sorted(members):
-            if suffix not in SOUNDS or not silent:
+            if suffix not in SOUNDS or (suffix == sounds[0] and not silent):
                 fields |= self.fields(key, suffix, self.content(shard, key, members[suffix]))
         if "txt" in members and "text" not in fields and "captions" not in fields:
             fields["text"] = fields["txt"]
@@ -195,19 +205,19 @@ class ShardFolder:
         try:
             return self.decode(suffix, content)
         except Exception as error:  # whatever a decoder raises on damaged bytes
-            said = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "it", str(error))  # an address differs from run to run
-            detail = " ".join(said.split()) or type(error).__name__
-            raise BadClip(key, f"damaged {suffix} ({detail})") from None
+            raise BadClip(key, f"damaged {suffix} ({reason_of(error)})") from None
 
     def decode(self, suffix: str, content: bytes) -> dict[str, Any]:
         return decode(suffix, content, self.longest_seconds)
 
     def check(self, key: str, fields: dict[str, Any]) -> None:
-        """BadClip where a decoded clip cannot be trained on."""
+        """BadClip where a decoded clip is none."""
         try:
             captions_of(fields)
         except ValueError as error:
             raise BadClip(key, str(error)) from None
+        if not is_text(fields.get("transcript", "")):
+            raise BadClip(key, "transcript that is no text")
         if "waveform" not in fields:
             return
         waveform, rate = fields["waveform"], fields["sample_rate"]
@@ -219,6 +229,13 @@ class ShardFolder:
         if not np.isfinite(np.dot(waveform, waveform)) and not np.isfinite(waveform).all():
             raise BadClip(key, "NaN or infinite samples")
 
+    def load_audible(self, shard: int, clip: int, silent: bool = False) -> dict[str, Any]:
+        """`load` for those who train: BadClip, too, where a clip's sound is silence."""
+        fields = self.load(shard, clip, silent)
+        if "waveform" in fields and is_silent(fields["waveform"]):
+            raise BadClip(fields["key"], "silent")
+        return fields
+
     def read(self, shard: int, clip: int) -> dict[str, Any]:
         """`load` for those who need every clip: a bad one is a UserError."""
         try:
@@ -227,106 +244,95 @@ class ShardFolder:
             raise UserError(f"{self.shard_path(shard)}: {bad}; {self.advice}") from None
 
 
-def read_table(file: BinaryIO, path: str) -> dict[str, Members]:
-    """Key -> members, from the headers of an uncompressed tar. What is no valid header is stepped over block by block.
-
-    Raises UserError on a member that would have to be unpickled.
-    """
-    descriptor = file.fileno()
-    end = os.fstat(descriptor).st_size
-    clips: dict[str, Members] = {}
-    offset, long_name = 0, None
-    while offset + BLOCK <= end:
-        header = read_header(os.pread(descriptor, BLOCK, offset))
-        offset += BLOCK
-        if header is None:
-            long_name = None
-            continue
-        name, size, kind = header
-        if kind in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
-            long_name = name_in(kind, os.pread(descriptor, min(size, 1 << 16), offset))
-        else:
-            key, _, suffix = (long_name or name).partition(".")
-            parts = suffix.lower().split(".")
-            if any(part in REFUSED for part in parts):
-                raise UserError(f"{path}: carries {key}.{suffix}, which could run code when read; leave this shard out")
-            if kind in tarfile.REGULAR_TYPES and (suffix in MEMBERS or parts[-1] == "npy"):
-                clips.setdefault(key, {})[suffix] = (offset, size)
-            long_name = None
-        offset += -(-size // BLOCK) * BLOCK
-    return clips
-
-
-def read_header(block: bytes) -> tuple[str, int, bytes] | None:
-    """Name, size and kind of the member whose ustar header this is; None if its checksum says that it is none.
-
-    `tarfile` takes four times as long for the same, and every worker reads the headers of every shard.
-    """
-    try:
-        if sum(block) - sum(block[148:156]) + 8 * ord(" ") != int(block[148:156].rstrip(b" \0"), 8):
-            return None
-        # a size that octal digits cannot hold is a number of 11 bytes behind a set bit
-        size = int.from_bytes(block[125:136], "big") if block[124] & 0x80 else int(block[124:136].rstrip(b" \0"), 8)
-    except ValueError:
-        return None
-    names = [block[:100]] if block[257:263] != b"ustar\0" else [block[345:500], block[:100]]
-    name = b"/".join(part for part in (name.partition(b"\0")[0] for name in names) if part)
-    return name.decode("utf-8", "replace"), size, block[156:157]
-
-
-def name_in(kind: bytes, content: bytes) -> str | None:
-    """The name that a header of its own gives to the next member, where that is longer than 100 bytes."""
-    if kind == tarfile.GNUTYPE_LONGNAME:
-        return content.rstrip(b"\0").decode("utf-8", "replace")
-    found = re.search(rb"\d+ path=([^\n]*)\n", content)
-    return found[1].decode("utf-8", "replace") if found else None
+def check_index(index: dict[str, Any]) -> None:
+    """ValueError, or what a foreign type raises, where an index cannot be one."""
+    for shard in index["shards"]:
+        if not re.fullmatch(r"\w[\w.-]*", shard["name"]):
+            raise ValueError(f"shard {shard['name']!r} is no file of this folder")
+        if type(shard["num_clips"]) is not int or not 0 <= shard["num_clips"] <= MAX_CLIPS:
+            raise ValueError(f"{shard['name']} of {shard['num_clips']} clips, which is no number up to {MAX_CLIPS:,}")
+    if (rate := index.get("sample_rate")) is not None and not MIN_RATE <= rate <= MAX_RATE:
+        raise ValueError(f"sample_rate {rate} is not from {MIN_RATE} to {MAX_RATE} Hz")
+    if not index.get("longest_seconds", 0) >= 0:
+        raise ValueError(f"longest_seconds {index['longest_seconds']}")
 
 
 def missing(members: Members) -> str | None:
     """What a clip lacks to be one, or None."""
+    if TWICE in members.values():
+        return "a member that comes twice"
     if not any(suffix in members for suffix in SOUNDS):
         return "no sound member"
     return None if "json" in members or "txt" in members else "no json member"
 
 
 def captions_of(fields: dict[str, Any]) -> list[str]:
-    """The captions that are not blank; [""] for sound that has no caption field. ValueError where none is left."""
+    """The captions that are not blank, "text" or a list; [""] without either field. ValueError where none is left."""
     if "captions" not in fields and "text" not in fields:
         return [""]
-    captions = fields.get("captions") or [fields.get("text", "")]
-    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+    captions = fields.get("captions") or fields.get("text", "")
+    captions = captions if isinstance(captions, list) else [captions]
+    if not all(map(is_text, captions)):
         raise ValueError("caption that is no text")
-    captions = [caption for caption in captions if caption.strip()]
+    captions = [caption for caption in captions if any(c.isprintable() and not c.isspace() for c in caption)]
     if not captions:
         raise ValueError("empty caption")
     return captions
 
 
+def is_text(value: Any) -> bool:
+    """Whether this is a string that can be written: JSON's may hold halves of characters."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
+def unread_caption(fields: dict[str, Any]) -> str | None:
+    """The JSON's field that looks like the caption of a clip which has none."""
+    if "captions" in fields or "text" in fields:
+        return None
+    return next((name for name in fields if name not in TEXT_FIELDS and CAPTION_LIKE.search(name)), None)
+
+
 def decode(suffix: str, content: bytes, longest_seconds: float) -> dict[str, Any]:
     """The fields that a member holds. Whatever a decoder raises means that the bytes are damaged."""
     if suffix in SOUNDS:
-        return decode_sound(content, longest_seconds)
+        return decode_sound(suffix, content, longest_seconds)
     if suffix == "json":
         return decode_json(content)
     if suffix == "txt":
         return {"txt": content.decode("utf-8").strip()}
-    return {suffix.rpartition(".")[0] or "npy": np.load(io.BytesIO(content), allow_pickle=False)}
+    name, array = suffix.rpartition(".")[0] or "npy", decode_array(content)
+    return {} if name in (*OWN_FIELDS, *TEXT_FIELDS) else {name: array}
 
 
-def decode_sound(content: bytes, longest_seconds: float) -> dict[str, Any]:
+def decode_array(content: bytes) -> np.ndarray:
+    array = np.load(io.BytesIO(content), allow_pickle=False)
+    if not np.isfinite(array).all():
+        raise ValueError("holds no finite numbers")
+    return array
+
+
+def decode_sound(suffix: str, content: bytes, longest_seconds: float) -> dict[str, Any]:
     with soundfile.SoundFile(io.BytesIO(content)) as file:
-        if file.format not in FORMATS:
+        if file.format not in SOUNDS[suffix]:
             raise ValueError(f"holds {file.format}")
+        if not MIN_RATE <= file.samplerate <= MAX_RATE:
+            raise ValueError(f"a rate of {file.samplerate} Hz")
+        if file.frames * file.channels > MAX_SAMPLES:
+            raise ValueError(f"{file.frames} samples")
         if file.frames > (longest_seconds + 0.001) * file.samplerate:  # the index rounds to milliseconds
             raise ValueError(f"{file.frames / file.samplerate:.2f} s, longer than index.json says")
         waveform = file.read(dtype="float32", always_2d=True)
         if len(waveform) != file.frames:
             raise ValueError(f"{len(waveform)} of {file.frames} samples")
-        return {"waveform": waveform[:, 0], "sample_rate": file.samplerate}
+        return {"waveform": choose_channel(waveform), "sample_rate": file.samplerate}
 
 
 def decode_json(content: bytes) -> dict[str, Any]:
     fields = json.loads(content)
-    if not isinstance(fields, dict) or not isinstance(fields.get("transcript", ""), str):
+    if not isinstance(fields, dict):
         raise ValueError("no fields of a clip")
-    return {name: value for name, value in fields.items() if name not in ("waveform", "sample_rate")}
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in OWN_FIELDS and (value is not None or name not in TEXT_FIELDS)
+    }

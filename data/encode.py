@@ -148,11 +148,12 @@ class ShardBatches(IterableDataset):
         waveforms = []
         for number in numbers:
             try:
-                clip = self.stream.folders[f].load(shard, number)
+                clip = self.stream.folders[f].load_audible(shard, number)
+                waveform = self.stream.prepare(clip, number)["waveform"]
             except BadClip as bad:
                 batch["bad"][number] = (bad.key, bad.reason)
                 continue
-            waveforms.append(self.stream.prepare(clip, number)["waveform"])
+            waveforms.append(waveform)
             batch["key"].append(clip["key"])
             batch["captions"].append(captions_of(clip))
             batch["fields"].append(

@@ -2,16 +2,16 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soxr
 
-from audioldm2_pl.audio import AudioConfig, fit_length, normalise
-from audioldm2_pl.datamodule import ShardFolder
+from audioldm2_pl.audio import AudioConfig, is_silent, prepare_clip
+from audioldm2_pl.shard_reader import ShardFolder, captions_of
 
 
 @dataclass
@@ -39,18 +39,16 @@ class LabelledClip:
 
 
 def read_clips(split: Path, audio: AudioConfig) -> Iterator[LabelledClip]:
-    """The split's clips in the order of its shards, scaled to the experiment's peak as in training and
-    cut or zero-padded to its length. A clip without "events" has its one label for an event."""
+    """The split's clips in the order of its shards, as training hears them. A clip without "events" has its one label
+    for an event."""
     folder = ShardFolder(split)
     for shard, num_clips in enumerate(folder.counts):
         for number in range(num_clips):
             clip = folder.read(shard, number)
-            waveform = clip["waveform"]
-            if clip["sample_rate"] != audio.sample_rate:
-                waveform = soxr.resample(waveform, clip["sample_rate"], audio.sample_rate)
-            waveform = fit_length(normalise(waveform, audio.peak), audio.num_samples)
-            text = clip["text"] if "text" in clip else clip.get("captions", [""])[0]
-            yield LabelledClip(clip["key"], text, events_of(clip, audio), waveform.astype(np.float32))
+            if is_silent(clip["waveform"]):
+                warnings.warn(f"{split}: clip {clip['key']} is silent", stacklevel=2)
+            waveform = prepare_clip(clip["waveform"], clip["sample_rate"], audio)
+            yield LabelledClip(clip["key"], captions_of(clip)[0], events_of(clip, audio), waveform)
 
 
 def events_of(clip: dict[str, Any], audio: AudioConfig) -> list[Event]:

@@ -14,6 +14,7 @@ from audioldm2_pl.audio import (
     fit_length,
     load_waveform,
     normalise,
+    prepare_clip,
     save_waveform,
     slaney_filters,
     slaney_hz,
@@ -158,6 +159,22 @@ def test_load_resamples_the_first_channel(tmp_path):
     np.testing.assert_allclose(loaded[500:-500], expected[500:-500], atol=1e-3)
 
 
+@pytest.mark.parametrize("channels", [2, 6])
+def test_a_silent_first_channel_gives_way_to_the_loudest(channels, tmp_path):
+    sound = 0.5 * np.sin(np.arange(16_000) / 10)
+    waveform = np.zeros((16_000, channels))
+    waveform[:, 0] = 5e-5  # a converter's offset
+    waveform[:, -1], waveform[:, 1] = sound, sound / 10 if channels > 2 else sound
+    soundfile.write(tmp_path / "a.wav", waveform, 16_000)
+    np.testing.assert_allclose(load_waveform(tmp_path / "a.wav", 16_000), sound, atol=1e-4)
+    assert not load_waveform_of(tmp_path, np.zeros((100, channels))).any()
+
+
+def load_waveform_of(folder, waveform) -> np.ndarray:
+    soundfile.write(folder / "b.wav", waveform, 16_000)
+    return load_waveform(folder / "b.wav", 16_000)
+
+
 def test_bad_files_are_user_errors_that_name_the_file(tmp_path):
     (tmp_path / "text.wav").write_text("no sound")
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
@@ -174,6 +191,30 @@ def test_normalise():
     assert np.abs(scaled).max() == pytest.approx(0.5) and scaled.mean() == pytest.approx(0, abs=1e-7)
     np.testing.assert_allclose(normalise(waveform, None), waveform - 0.3, atol=1e-7)
     assert not normalise(np.zeros(4, dtype=np.float32), 0.5).any()
+
+
+def test_near_silence_is_not_scaled_up_to_noise():
+    hiss = np.random.default_rng(0).uniform(-1, 1, 1000).astype(np.float32)
+    assert np.abs(normalise(2e-4 * hiss, 0.5)).max() < 0.03
+    assert np.abs(normalise(np.full(1000, 0.3, dtype=np.float32), 0.5)).max() < 1e-4  # a constant's rounding
+    assert np.abs(normalise(0.01 * hiss, 0.5)).max() == pytest.approx(0.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_padding_is_digital_silence(rate):
+    """DC of a clip that is levelled after it is padded would stand in the padding."""
+    clip = 0.2 + 0.1 * np.sin(np.arange(rate) / 10).astype(np.float32)  # one second
+    waveform = prepare_clip(clip, rate, CONFIG)
+    assert waveform.shape == (CONFIG.num_samples,) and not waveform[16_000:].any()
+    assert np.abs(waveform).max() == pytest.approx(0.5) and abs(waveform[:16_000].mean()) < 1e-6
+    log_mel = LogMel(CONFIG)(torch.from_numpy(waveform)[None])[0, 0]
+    torch.testing.assert_close(log_mel[110:], torch.full((914, 64), float(np.log(1e-5))))
+
+
+def test_a_crop_has_a_level_of_its_own():
+    waveform = np.concatenate([np.full(8000, 0.9), 0.1 * np.sin(np.arange(16_000) / 10)]).astype(np.float32)
+    crop = prepare_clip(waveform, 16_000, CONFIG, 8000, start=8000)
+    assert crop.shape == (8000,) and np.abs(crop).max() == pytest.approx(0.5, abs=1e-3)
 
 
 def test_fit_length():

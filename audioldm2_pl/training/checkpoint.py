@@ -11,8 +11,8 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from audioldm2_pl.atomic import reason_of, written_whole
-from audioldm2_pl.errors import Interrupted, UserError
+from audioldm2_pl.atomic import written_whole
+from audioldm2_pl.errors import Interrupted, UserError, reason_of
 from audioldm2_pl.training.interruption import Interruption
 from audioldm2_pl.training.stage import Stage
 

@@ -308,7 +308,9 @@ def test_weights_in_known_wrappers(wrap, tmp_path):
 
 
 @pytest.mark.parametrize("backend", ["vggish", "panns", "passt", "clap"])
-@pytest.mark.parametrize(("content", "said"), [(b"", "empty, a download"), (b"<html>" * 99, "not a checkpoint|not weights alone")])
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "empty, a download"), (b"<html>" * 99, "not a checkpoint|not weights alone")]
+)
 def test_files_that_are_no_weights(content, said, backend, tmp_path, eval_library):
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
