@@ -42,7 +42,11 @@ def test_index_names_all_parts_but_audiomae(smoke_run):
 
 
 def test_folder_holds_nothing_but_parts_and_no_pickles(smoke_run):
-    assert {path.name for path in smoke_run.model_folder.iterdir()} == {"model_index.json", *PARTS}
+    assert {path.name for path in smoke_run.model_folder.iterdir()} == {
+        "model_index.json",
+        "generation_config.json",
+        *PARTS,
+    }
     suffixes = {path.suffix for path in smoke_run.model_folder.rglob("*") if path.is_file()}
     assert suffixes <= {".safetensors", ".json", ".txt", ".model"} and ".safetensors" in suffixes
 

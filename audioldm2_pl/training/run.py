@@ -83,9 +83,10 @@ def train(experiment: ExperimentConfig, only: str | None = None) -> None:
     folder = ModelFolder(experiment.model_folder, experiment.from_, experiment.start_from)
     first_on_rank_zero(folder.take_given)
     first_on_rank_zero(lambda: folder.take_pretrained(experiment.conditioners))
+    first_on_rank_zero(lambda: folder.note_sampling(experiment.diffusion.sampling))
     if "vocoder" in folder.given:
         check_front_end(folder.load("vocoder"), experiment.audio)
-    stages = [only] if only else list(experiment.stages)
+    stages: list[str] = [only] if only else list(experiment.stages)
     for name in [name for name in stages if STAGE_GROUPS.get(name) in folder.given]:
         print(f"{name}: taken from {folder.given[STAGE_GROUPS[name]]}", flush=True)
         stages.remove(name)
@@ -214,6 +215,7 @@ def save_parts(stage: Stage, ema: EMA | None, folder: ModelFolder) -> None:
         stage.finish()
         for part, content in stage.parts().items():
             folder.save(part, content)
+    folder.note_sampling(stage.experiment.diffusion.sampling)
 
 
 def trainer_of(experiment: ExperimentConfig, stage: Stage, callbacks: list[L.Callback]) -> L.Trainer:
