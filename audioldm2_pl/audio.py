@@ -7,6 +7,7 @@ Letters: B batch, T samples, F frames, M mel bins.
 """
 
 from dataclasses import dataclass
+from io import BytesIO
 from math import ceil
 from pathlib import Path
 
@@ -17,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audioldm2_pl.atomic import written_whole
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.fields import bounded, check_fields
 
 MAX_GAIN = 100.0  # 40 dB: what is quieter than -46 dB stays quiet, for scaled up it would be its recorder's noise
 
@@ -26,18 +29,18 @@ MAX_GAIN = 100.0  # 40 dB: what is quieter than -46 dB stays quiet, for scaled u
 class AudioConfig:
     """The audio front end, and every length that follows from it."""
 
-    sample_rate: int = 16_000  # Hz
-    clip_seconds: float = 10.24  # length of a training clip
-    num_fft: int = 1024  # samples in a Fourier transform
-    window_length: int = 1024  # samples under the Hann window
-    hop_length: int = 160  # samples from one frame to the next: 10 ms
-    num_mel_bins: int = 64  # of the log-mel that VAE and vocoder see
-    mel_min_hz: float = 0.0  # lower edge of the first mel filter
-    mel_max_hz: float = 8_000.0  # upper edge of the last mel filter
-    num_fbank_bins: int = 128  # of the filter bank that AudioMAE sees
+    sample_rate: int = bounded(16_000, ge=1_000, le=384_000)  # Hz
+    clip_seconds: float = bounded(10.24, gt=0, le=600)  # length of a training clip
+    num_fft: int = bounded(1024, ge=16, le=65_536)  # samples in a Fourier transform
+    window_length: int = bounded(1024, ge=1, le=65_536)  # samples under the Hann window
+    hop_length: int = bounded(160, ge=1, le=65_536)  # samples from one frame to the next: 10 ms
+    num_mel_bins: int = bounded(64, ge=1, le=4_096)  # of the log-mel that VAE and vocoder see
+    mel_min_hz: float = bounded(0.0, ge=0)  # lower edge of the first mel filter
+    mel_max_hz: float = bounded(8_000.0, gt=0)  # upper edge of the last mel filter
+    num_fbank_bins: int = bounded(128, ge=1, le=4_096)  # of the filter bank that AudioMAE sees
     fbank_mean: float = -4.2677393  # of AudioSet's filter bank, as AudioMAE was pretrained
-    fbank_std: float = 4.5689974  # the same; AudioMAE divides by twice this
-    peak: float | None = 0.5  # waveforms are scaled to this peak; null keeps their level
+    fbank_std: float = bounded(4.5689974, gt=0)  # the same; AudioMAE divides by twice this
+    peak: float | None = bounded(0.5, gt=0, le=1)  # waveforms are scaled to this peak; null keeps their level
 
     @property
     def num_samples(self) -> int:
@@ -52,6 +55,14 @@ class AudioConfig:
         return self.sample_rate / self.hop_length
 
     def __post_init__(self) -> None:
+        check_fields(self, "audio.")
+        if max(self.hop_length, self.window_length) > self.num_fft:
+            raise UserError(
+                f"audio.num_fft={self.num_fft} has to hold window_length={self.window_length} and "
+                f"hop_length={self.hop_length}"
+            )
+        if self.mel_min_hz >= self.mel_max_hz:
+            raise UserError(f"audio.mel_min_hz={self.mel_min_hz} has to be below mel_max_hz={self.mel_max_hz}")
         if self.num_samples % self.hop_length:
             raise UserError(
                 f"audio.clip_seconds={self.clip_seconds} is {self.num_samples} samples, which hop_length="
@@ -89,14 +100,22 @@ def load_waveform(path: str | Path, sample_rate: int) -> np.ndarray:
 
 
 def save_waveform(path: str | Path, waveform: Tensor | np.ndarray, sample_rate: int) -> None:
-    """Writes a (T,) waveform in [-1, 1] as 16-bit audio; the suffix names the format."""
+    """Writes a (T,) waveform in [-1, 1] as 16-bit audio; the suffix names the format.
+
+    Raises UserError for a waveform that is not finite, and where the file cannot be written; none is left cut.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     samples = waveform.detach().float().cpu().numpy() if isinstance(waveform, Tensor) else waveform
+    if not np.isfinite(samples).all():
+        raise UserError(f"{path}: the waveform is not finite, nothing is written")
+    encoded = BytesIO()
     try:
-        soundfile.write(path, np.clip(samples, -1.0, 1.0), sample_rate, subtype="PCM_16")
+        clipped = np.clip(samples, -1.0, 1.0)
+        soundfile.write(encoded, clipped, sample_rate, subtype="PCM_16", format=path.suffix.removeprefix("."))
     except (ValueError, TypeError, soundfile.LibsndfileError):
         raise UserError(f"{path}: cannot be written; use a name that ends in .wav or .flac") from None
+    with written_whole(path) as part:
+        part.write_bytes(encoded.getvalue())
 
 
 def is_silent(waveform: np.ndarray) -> bool:

@@ -3,7 +3,8 @@
     model_index.json  vae/  unet/  vocoder/  language_model/  projection_model/  text_encoder/  tokenizer/
     feature_extractor/  text_encoder_2/  tokenizer_2/  scheduler/  audiomae/
 
-Stock diffusers opens the folder; `audiomae/` is ours, and model_index.json does not name it.
+Stock diffusers opens the folder; `audiomae/` is ours, and model_index.json does not name it. generation_config.json
+tells how the model was measured.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from safetensors.torch import load_file, save_file
 from audioldm2_pl.atomic import is_write_error, write_reason, write_text
 from audioldm2_pl.conditioners import CLAP, T5
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.fields import check_fields
 from audioldm2_pl.models.audiomae import AudioMAE, AudioMAEConfig
 from audioldm2_pl.models.clap_text import CLAPText
+from audioldm2_pl.models.diffusion import Sampling
 from audioldm2_pl.models.unet import TUNet
 from audioldm2_pl.phonemes import PhonemeEncoder
 
@@ -56,6 +59,7 @@ AUDIOLDM1_CLASSES = {part: HUB_CLASSES[part] for part in ("scheduler", "tokenize
     "unet": ("diffusers", "UNet2DConditionModel"),
 }
 PARTS = (*HUB_CLASSES, "audiomae")
+SAMPLING = "generation_config.json"
 
 # What `from:` and `start_from:` call the parts -> their sub-folders.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -170,7 +174,7 @@ class ModelFolder:
     """
 
     def __init__(
-        self, path: str | Path, given: Mapping[str, str] | None = None, started: Mapping[str, str] | None = None
+        self, path: str | Path, given: Mapping[str, Any] | None = None, started: Mapping[str, Any] | None = None
     ):
         self.path = Path(path)
         self.given = dict(given or {})
@@ -235,6 +239,24 @@ class ModelFolder:
         kind = PhonemeEncoder if model.config.model_type == "vits" else T5
         return kind(model, self.load("tokenizer_2"))
 
+    def sampling(self) -> Sampling:
+        """How the model was measured; the authors' sampling where the folder does not tell."""
+        path = self.path / SAMPLING
+        try:
+            sampling = Sampling(**json.loads(path.read_text())) if path.is_file() else Sampling()
+            check_fields(sampling)
+        except (ValueError, TypeError, RecursionError, UserError) as error:
+            raise UserError(f"{path}: is no sampling ({error}); mend it or delete it") from None
+        return sampling
+
+    def note_sampling(self, sampling: Sampling) -> None:
+        """Writes beside a T-UNet how it is measured."""
+        if self.has("unet"):
+            self.write_json(SAMPLING, dataclasses.asdict(sampling))
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        write_text(self.path / name, json.dumps(content, indent=2) + "\n")
+
     def save(self, part: str, content: Any) -> None:
         """Writes a part whole: a broken-off write leaves the part as it was.
 
@@ -284,4 +306,4 @@ class ModelFolder:
         if self.has("scheduler"):
             config = json.loads((self.path / "scheduler" / "scheduler_config.json").read_text())
             index["scheduler"] = ["diffusers", config["_class_name"]]
-        write_text(self.path / "model_index.json", json.dumps(index, indent=2) + "\n")
+        self.write_json("model_index.json", index)

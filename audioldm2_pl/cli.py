@@ -3,9 +3,15 @@
 import argparse
 import os
 import sys
-from pathlib import Path
+import unicodedata
+import warnings
+from collections import Counter
+from pathlib import Path, PurePosixPath
 
 from audioldm2_pl.errors import UserError, run_tool
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus")  # that a clip's name in a prompt file may have
+MAX_NAME = 240  # bytes of a file's name, which gets a suffix
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,6 +27,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     train.add_argument("experiment", type=Path, help="an experiment's YAML")
     train.add_argument("--stage", help="train this stage only")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="anything in the YAML, such as seed=1")
+    train.add_argument("--allow-pipe", action="store_true", help="run the commands of pipe: folders in data.train")
     train.set_defaults(run=run_train)
 
 
@@ -32,17 +39,17 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
     generate.add_argument("--transcript", help="what a speech model says; the prompts then tell how")
     generate.add_argument("--output", type=Path, default=Path("output"), help="folder for the clips (%(default)s)")
     generate.add_argument("--seconds", type=float, help="length of each clip (the model's own)")
-    generate.add_argument("--steps", type=int, default=200, help="sampling steps (%(default)s)")
-    generate.add_argument("--guidance-scale", type=float, default=3.5, help="1 is no guidance (%(default)s)")
+    generate.add_argument("--steps", type=int, help="sampling steps (as the model was measured)")
+    generate.add_argument("--guidance-scale", type=float, help="1 is no guidance (as the model was measured)")
     generate.add_argument("--sampler", help="ddim, ddpm, dpm-solver++, unipc, euler, heun, pndm (the model's own)")
-    generate.add_argument("--eta", type=float, default=1.0, help="noise that DDIM puts back, 0 to 1 (%(default)s)")
+    generate.add_argument("--eta", type=float, help="noise that DDIM puts back, 0 to 1 (as the model was measured)")
     generate.add_argument(
-        "--unconditional", default="zero", help="guidance against zero LOA, or gpt2: LOA said for no text (%(default)s)"
+        "--unconditional", help="guidance against zero LOA, or gpt2: LOA said for no text (as the model was measured)"
     )
     generate.add_argument("--negative-prompt", default="", help="what guidance moves away from (nothing)")
     generate.add_argument("--seed", type=int, default=0, help="of the first clip; the next ones count up (%(default)s)")
     generate.add_argument(
-        "--candidates", type=int, default=1, help="clips tried per prompt; CLAP keeps one (%(default)s)"
+        "--candidates", type=int, help="clips tried per prompt; CLAP keeps one (as the model was measured)"
     )
     generate.add_argument("--batch-size", type=int, default=16, help="clips made at once (%(default)s)")
     generate.add_argument(
@@ -54,7 +61,7 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
         help="the model's network, or Griffin and Lim's algorithm (%(default)s)",
     )  # fmt: skip
     generate.add_argument("--device", default="auto", help="cpu, cuda, mps (the best there is)")
-    generate.set_defaults(run=run_generate)
+    generate.set_defaults(run=run_generate, further="prompts")
 
 
 def add_describe(commands: argparse._SubParsersAction) -> None:
@@ -90,6 +97,8 @@ def run_train(args: argparse.Namespace) -> None:
     from audioldm2_pl.config import load_experiment
     from audioldm2_pl.training.run import train
 
+    if args.allow_pipe:
+        os.environ["AUDIOLDM2_ALLOW_PIPE"] = "1"  # which workers and ranks inherit
     experiment = load_experiment(args.experiment, args.overrides)
     train(experiment, args.stage)
     print(f"model: {experiment.model_folder}")
@@ -114,14 +123,25 @@ def run_import(args: argparse.Namespace) -> None:
 
 
 def run_generate(args: argparse.Namespace) -> None:
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+        generate(args)
+
+
+def generate(args: argparse.Namespace) -> None:
     named = [(f"{number:04d}_{file_name(text)}", text) for number, text in enumerate(args.prompts, 1)]
     if args.file is not None:
         named += read_prompts(args.file, first=len(named) + 1)
+    if twice := [name for name, count in Counter(name for name, _ in named).items() if count > 1]:
+        raise UserError(f"{args.file}: two clips would be named {twice[0]!r}; give each a name of its own")
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size {args.batch_size}: clips made at once are 1 or more")
 
     from audioldm2_pl.audio import save_waveform
-    from audioldm2_pl.pipeline import AudioLDM2, check_prompts
+    from audioldm2_pl.pipeline import AudioLDM2, check_prompts, check_seeds
 
     check_prompts([text for _, text in named])
+    check_seeds([args.seed], 1)
     model = AudioLDM2.from_pretrained(args.model, pick_device(args.device), args.heads, args.vocoder)
     check_output(args.output)
     if args.sampler:
@@ -153,13 +173,26 @@ def read_prompts(path: Path, first: int) -> list[tuple[str, str]]:
     """(name of the clip's file, prompt) of each line; a line without a name is numbered from `first`."""
     if not path.is_file():
         raise UserError(f"{path}: no such prompt file")
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); save it as UTF-8") from None
     named = []
-    for line in filter(None, map(str.strip, path.read_text().splitlines())):
+    for line in filter(None, map(str.strip, content.split("\n"))):
         name, bar, text = (part.strip() for part in line.partition("|"))
-        if bar and (not name or name.startswith("/") or ".." in name.split("/")):
-            raise UserError(f"{path}: {line!r}: the name before | has to be a file name inside the output folder")
-        named.append((name, text) if bar else (f"{first + len(named):04d}_{file_name(line)}", line))
+        named.append((clip_name(path, name), text) if bar else (f"{first + len(named):04d}_{file_name(line)}", line))
     return named
+
+
+def clip_name(path: Path, name: str) -> str:
+    """A prompt file's name of a clip, without an audio file's suffix. Raises UserError where it leaves the folder."""
+    plain = PurePosixPath(unicodedata.normalize("NFC", name))
+    if plain.suffix.lower() in SUFFIXES:
+        plain = plain.with_suffix("")
+    outside = plain.is_absolute() or not plain.parts or ".." in plain.parts
+    if outside or not name.isprintable() or any(len(os.fsencode(part)) > MAX_NAME for part in plain.parts):
+        raise UserError(f"{path}: {name!r}: the name before | has to be a file name inside the output folder")
+    return str(plain)
 
 
 def pick_device(name: str) -> str:
@@ -181,13 +214,19 @@ def file_name(prompt: str) -> str:
 
 
 def parse_with_overrides(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
-    """Like parse_args, but `key=value` may also stand behind an option, where argparse gives up on it."""
+    """Like parse_args, but prompts and `key=value` may also stand behind an option, where argparse gives up on them."""
     args, rest = parser.parse_known_args(arguments)
-    if rest and (not hasattr(args, "overrides") or any(word.startswith("-") or "=" not in word for word in rest)):
+    further = getattr(args, "further", "overrides")
+    wrong = [word for word in rest if is_option(word) or (further == "overrides" and "=" not in word)]
+    if wrong or (rest and not hasattr(args, further)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
-        args.overrides += rest
+        getattr(args, further).extend(rest)
     return args
+
+
+def is_option(word: str) -> bool:
+    return word.startswith("-") and " " not in word
 
 
 def main(arguments: list[str] | None = None) -> int:

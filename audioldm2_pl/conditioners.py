@@ -19,8 +19,10 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.fields import bounded
 from audioldm2_pl.models.condition import Condition
 from audioldm2_pl.models.gelu import fuse_gelu
+from audioldm2_pl.tokens import tokenize, unread
 
 __all__ = [
     "CLAP",
@@ -149,22 +151,22 @@ class CLAPConfig:
     """The published CLAP, or with `pretrained: null` a small one of the sizes below."""
 
     pretrained: str | None = "laion/clap-htsat-unfused"  # hub id or folder; null builds a small one
-    projection_dim: int = 512  # size of the embedding that text and sound share
-    sample_rate: int = 16_000  # Hz, of the sound that CLAP sees
-    clip_seconds: int = 3  # whole seconds that CLAP sees; shorter clips are repeated, zero-padded
-    window_length: int = 1024  # samples in a Fourier transform
-    hop_length: int = 320  # samples from one frame to the next
-    num_mel_bins: int = 64  # has to divide spec_size
-    spec_size: int = 128  # side of the square that the mel is folded into; holds spec_size² / bins frames
-    patch_size: int = 8  # side of one audio token in that square
-    patch_embeds_hidden_size: int = 32  # audio width of the first stage; each further stage doubles it
-    depths: list[int] = field(default_factory=lambda: [1, 1, 2])  # audio layers of each stage
-    audio_heads: list[int] = field(default_factory=lambda: [2, 4, 8])  # attention heads of each stage
-    text_width: int = 128  # hidden size of the text encoder
-    text_layers: int = 2
-    text_heads: int = 4
-    max_text_tokens: int = 128  # bytes of a prompt that are read, two of them the marks at its ends
-    dropout: float = 0.0  # of both encoders, while they train
+    projection_dim: int = bounded(512, ge=1, le=65_536)  # size of the embedding that text and sound share
+    sample_rate: int = bounded(16_000, ge=1_000, le=384_000)  # Hz, of the sound that CLAP sees
+    clip_seconds: int = bounded(3, ge=1, le=600)  # that CLAP sees; shorter clips are repeated, zero-padded
+    window_length: int = bounded(1024, ge=16, le=65_536)  # samples in a Fourier transform
+    hop_length: int = bounded(320, ge=1, le=65_536)  # samples from one frame to the next
+    num_mel_bins: int = bounded(64, ge=1, le=4_096)  # has to divide spec_size
+    spec_size: int = bounded(128, ge=1, le=65_536)  # side of the square into which the mel is folded
+    patch_size: int = bounded(8, ge=1, le=65_536)  # side of one audio token in that square
+    patch_embeds_hidden_size: int = bounded(32, ge=1, le=65_536)  # audio width, doubled by each further stage
+    depths: list[int] = bounded(lambda: [1, 1, 2], ge=1, le=1_000, min_length=1)  # audio layers of each stage
+    audio_heads: list[int] = bounded(lambda: [2, 4, 8], ge=1, min_length=1)  # attention heads of each stage
+    text_width: int = bounded(128, ge=1, le=65_536)  # hidden size of the text encoder
+    text_layers: int = bounded(2, ge=1, le=1_000)
+    text_heads: int = bounded(4, ge=1)
+    max_text_tokens: int = bounded(128, ge=3, le=65_536)  # bytes of a prompt, and two marks at its ends
+    dropout: float = bounded(0.0, ge=0, lt=1)  # of both encoders, while they train
 
     @property
     def num_frames(self) -> int:
@@ -284,15 +286,12 @@ class CLAP(nn.Module):
         return self.model.config.projection_dim
 
     def encode_text(self, texts: Sequence[str]) -> Condition:
-        tokens = self.tokenizer(
-            list(texts),
-            padding="longest",
-            truncation=True,
-            max_length=self.max_text_tokens,
-            return_tensors="pt",
-        ).to(self.model.logit_scale_a.device)
+        tokens = tokenize(self.tokenizer, texts, self.max_text_tokens).to(self.model.logit_scale_a.device)
         output = self.model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
         return single(output.pooler_output)  # type: ignore[union-attr]
+
+    def unread(self, text: str) -> list[str]:
+        return unread("CLAP", self.tokenizer, text, self.max_text_tokens)
 
     def encode_audio(self, waveform: Tensor, sample_rate: int) -> Condition:
         """Embeds waveforms (B, T); of clips longer than CLAP's window the first part counts."""
@@ -329,14 +328,14 @@ class T5Config:
     """The published FLAN-T5 encoder, or with `pretrained: null` a small one of the sizes below."""
 
     pretrained: str | None = "google/flan-t5-large"  # hub id or folder; null builds a small one
-    max_length: int = 128  # tokens of a prompt that are read, the end mark included
+    max_length: int = bounded(128, ge=2, le=65_536)  # tokens of a prompt that are read, the end mark included
     words: list[str] = field(default_factory=list)  # that are one token each; others are spelt
-    d_model: int = 128  # size of the embedding
-    num_layers: int = 2
-    num_heads: int = 4
-    d_kv: int = 32  # size of one attention head
-    d_ff: int = 256  # width of the feed-forward layers
-    dropout: float = 0.0  # while it trains
+    d_model: int = bounded(128, ge=1, le=65_536)  # size of the embedding
+    num_layers: int = bounded(2, ge=1, le=1_000)
+    num_heads: int = bounded(4, ge=1, le=1_024)
+    d_kv: int = bounded(32, ge=1, le=65_536)  # size of one attention head
+    d_ff: int = bounded(256, ge=1, le=65_536)  # width of the feed-forward layers
+    dropout: float = bounded(0.0, ge=0, lt=1)  # while it trains
 
 
 class T5(nn.Module):
@@ -381,10 +380,11 @@ class T5(nn.Module):
     def embedding_dim(self) -> int:
         return self.model.config.d_model
 
+    def unread(self, text: str) -> list[str]:
+        return unread("T5", self.tokenizer, text, self.tokenizer.model_max_length)
+
     def forward(self, texts: Sequence[str]) -> Condition:
-        tokens = self.tokenizer(list(texts), padding="longest", truncation=True, return_tensors="pt").to(
-            self.model.device
-        )
+        tokens = tokenize(self.tokenizer, texts).to(self.model.device)
         mask = tokens["attention_mask"]  # (B, L)
         output = self.model(input_ids=tokens["input_ids"], attention_mask=mask)
         return Condition(output.last_hidden_state, mask.bool())

@@ -3,21 +3,25 @@
 Every part's config stands directly above the part itself; this file only nests them.
 """
 
+import ast
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.conditioners import CLAPConfig, T5Config
 from audioldm2_pl.datamodule import DataConfig
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.experiment_file import read_yaml, value_of
+from audioldm2_pl.fields import bounded, check_fields, nearest
 from audioldm2_pl.models.audiomae import AudioMAEConfig
 from audioldm2_pl.models.diffusion import DiffusionConfig
 from audioldm2_pl.models.gpt2 import GPT2Config
@@ -35,8 +39,10 @@ from audioldm2_pl.training.stage import StageConfig
 from audioldm2_pl.training.vae import VAETrainingConfig
 from audioldm2_pl.training.vocoder import VocoderTrainingConfig
 
-STAGE_NAMES = ("clap", "audiomae", "vae", "vocoder", "decoder", "ldm", "gpt2", "joint")  # in their order of training
+StageName = Literal["clap", "audiomae", "vae", "vocoder", "decoder", "ldm", "gpt2", "joint"]
+STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)  # in their order of training
 OPTIONAL = ("decoder",)  # trained only where `stages` names them
+JUDGED = ("adversarial", "feature_matching")  # loss terms that begin with the discriminators
 
 
 @dataclass
@@ -66,18 +72,20 @@ class TrainingConfig:
 class TrainerConfig:
     """Where and how loudly the stages run; no field changes what they compute but `precision`."""
 
-    accelerator: str = "auto"  # auto, cpu, gpu
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
     devices: str = "auto"  # a count, or auto for all that are there
-    num_nodes: int = 1  # machines of a torchrun or SLURM job
-    precision: str = "32-true"  # Lightning's names: 32-true, bf16-mixed, 16-mixed
-    num_threads: int | None = None  # of the CPU; null leaves torch's choice
-    parallel_stages: int = 1  # of clap, audiomae, vae, vocoder at a time, where several CPU cores share the work
-    loggers: list[str] = field(default_factory=list)  # tensorboard, wandb; the CSV is always written
-    log_every_batches: int = 20  # losses go to the logs this often
-    validate_every_batches: int | None = None  # null never validates
-    validation_batches: int = 8  # batches of the test split in one validation
-    sample_every_batches: int | None = None  # sounds of `sample_clips` clips this often; null never
-    sample_clips: int = 4  # of the test split, to runs/<name>/samples and to the loggers
+    num_nodes: int = bounded(1, ge=1)  # machines of a torchrun or SLURM job
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"  # Lightning's names
+    num_threads: int | None = bounded(None, ge=1, le=65_536)  # of the CPU; null leaves torch's choice
+    parallel_stages: int = bounded(
+        1, ge=1
+    )  # of clap, audiomae, vae, vocoder at a time, where several CPU cores share the work
+    loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)  # beside the CSV
+    log_every_batches: int = bounded(20, ge=1)  # losses go to the logs this often
+    validate_every_batches: int | None = bounded(None, ge=1)  # null never validates
+    validation_batches: int = bounded(8, ge=1)  # batches of the test split in one validation
+    sample_every_batches: int | None = bounded(None, ge=1)  # sounds of `sample_clips` clips this often; null never
+    sample_clips: int = bounded(4, ge=1)  # of the test split, to runs/<name>/samples and to the loggers
     progress_bar: bool = True  # a bar on the terminal
 
 
@@ -87,13 +95,13 @@ class ExperimentConfig:
 
     name: str = "experiment"  # names runs/<name>/
     description: str = ""  # which row of which table, and the number to expect
-    seed: int = 0  # every random draw follows from it
+    seed: int = bounded(0, ge=0, lt=2**63)  # every random draw follows from it
     runs: str = "runs"  # folder of all runs
-    stages: list[str] = field(  # those to train, in order
+    stages: list[StageName] = field(  # those to train, in order
         default_factory=lambda: [name for name in STAGE_NAMES if name not in OPTIONAL]
     )
-    from_: dict[str, str] = field(default_factory=dict)  # `from:` part -> model folder or hub id to take it from
-    start_from: dict[str, str] = field(default_factory=dict)  # part -> where a stage's first weights come from
+    from_: dict[str, str | None] = field(default_factory=dict)  # `from:` part -> model folder or hub id to take it from
+    start_from: dict[str, str | None] = field(default_factory=dict)  # part -> where its first weights come from
     audio: AudioConfig = field(default_factory=AudioConfig)
     data: DataConfig = field(default_factory=DataConfig)
     conditioners: ConditionersConfig = field(default_factory=ConditionersConfig)
@@ -123,9 +131,18 @@ class ExperimentConfig:
         return self.run_folder / "model"
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_name(self.name)
+        if not re.fullmatch(r"auto|[1-9]\d*", self.trainer.devices):
+            raise UserError(f"trainer.devices={self.trainer.devices!r} has to be auto, or a count of 1 or more")
+        self.from_ = {part: source for part, source in self.from_.items() if source is not None}
+        self.start_from = {part: source for part, source in self.start_from.items() if source is not None}
         for stage in self.stages:
-            if stage not in STAGE_NAMES:
-                raise UserError(f"stages: no stage {stage!r}; there are {', '.join(STAGE_NAMES)}")
+            weights = getattr(self.training, stage).loss_weights
+            if not any(weight > 0 for term, weight in weights.items() if term not in JUDGED):
+                raise UserError(
+                    f"training.{stage}.loss_weights: no term that is there from the first batch has a weight"
+                )
         if self.training.decoder.sampled_from and "decoder" in self.stages:
             later = self.stages[self.stages.index("decoder") + 1 :]
             if changed := [stage for stage in later if stage in ("ldm", "gpt2", "joint")]:
@@ -172,6 +189,11 @@ class ExperimentConfig:
                 f"audio.clip_seconds={self.audio.clip_seconds} gives {self.audio.num_frames} frames, which AudioMAE's "
                 f"patches of {self.audiomae.patch_size} frames do not divide; choose another length"
             )
+        if self.diffusion.num_steps > self.diffusion.num_timesteps:
+            raise UserError(
+                f"diffusion.num_steps={self.diffusion.num_steps} is more than "
+                f"diffusion.num_timesteps={self.diffusion.num_timesteps}"
+            )
         if len(text_dims) > 1 and self.is_speech:
             raise UserError(
                 f"unet.cross_attention_dim={self.unet.cross_attention_dim} reads a text, but with "
@@ -185,59 +207,66 @@ class ExperimentConfig:
         for key, (value, other, name) in wanted.items():
             if value != other:
                 raise UserError(f"{key} is {value}, but {name} is {other}; make them equal")
+        self.check_heads()
+
+    def check_heads(self) -> None:
+        """Raises UserError where heads do not divide what they share."""
+        mae, gpt2 = self.audiomae, self.gpt2
+        shared = {
+            "audiomae.num_heads": (mae.num_heads, mae.embed_dim),
+            "audiomae.decoder_heads": (mae.decoder_heads, mae.decoder_dim),
+            "gpt2.num_heads": (gpt2.num_heads, gpt2.hidden_size),
+        }
+        if self.conditioners.phonemes is not None:
+            phonemes = self.conditioners.phonemes
+            shared["conditioners.phonemes.num_heads"] = (phonemes.num_heads, phonemes.hidden_size)
+        for key, (heads, width) in shared.items():
+            if width % heads:
+                raise UserError(f"{key}={heads} does not divide a width of {width}")
 
 
-def read_yaml(path: Path) -> DictConfig:
-    """A YAML merged over the files that its `base:` names (a path beside it, or a list of them)."""
-    if not path.is_file():
-        packaged = Path(__file__).parent / "experiments" / path.name
-        if not packaged.is_file():
-            raise UserError(f"{path}: no such experiment file")
-        path = packaged
-    try:
-        content = OmegaConf.load(path)
-    except Exception as error:
-        raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
-    if not isinstance(content, DictConfig):
-        raise UserError(f"{path}: an experiment is a mapping of keys to values")
-    bases = content.pop("base", [])
-    merged = [read_yaml(path.parent / base) for base in ([bases] if isinstance(bases, str) else bases)]
-    return OmegaConf.merge(*merged, content)  # type: ignore[return-value]
+def check_name(name: str) -> None:
+    """UserError where runs/<name>/ would not be a folder of its own below `runs`."""
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or not name.isprintable() or len(name) > 200:
+        raise UserError(f"name={name!r} has to name a folder inside `runs`")
 
 
 def load_experiment(path: str | Path, overrides: list[str] | None = None) -> ExperimentConfig:
     """Schema, base files, YAML and `key=value` overrides, merged in this order.
 
-    Raises UserError on an unknown key (with the nearest right name), a value of the wrong type, or parts
-    that do not fit together.
+    Raises UserError on an unknown key (with the nearest right name), a value of the wrong type or out of its range,
+    or parts that do not fit together.
     """
-    content = read_yaml(Path(path))
-    for override in overrides or []:
-        if "=" not in override:
-            raise UserError(f"{override!r}: an override is key=value, for example trainer.devices=2")
-    content = OmegaConf.merge(content, OmegaConf.from_dotlist(overrides or []))
-    assert isinstance(content, DictConfig)
-    for word in OmegaConf.select(content, "conditioners.t5.words") or []:
-        if not isinstance(word, str):
-            raise UserError(
-                f"{path}: conditioners.t5.words: {word!r} is no word; YAML takes on, off, yes and no for true and "
-                "false, put them in quotes"
-            )
-    if "from" in content:  # a word that Python keeps for itself
-        content["from_"] = content.pop("from")
     try:
+        content = read_yaml(Path(path), ExperimentConfig)
+        for override in overrides or []:
+            for key, value in value_of(override, ExperimentConfig).items():
+                OmegaConf.update(content, key, value, force_add=True)
+        if "from" in content:  # a word that Python keeps for itself
+            content["from_"] = content.pop("from")
         merged = OmegaConf.merge(OmegaConf.structured(ExperimentConfig), content)
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except ConfigKeyError as error:
         raise UserError(f"{path}: {unknown_key(error)}") from None
     except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {error.full_key or 'value'}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: {wrong_value(error)}") from None
+
+
+def wrong_value(error: OmegaConfBaseException) -> str:
+    """One line that names a key, and what it may hold where that is one of a few words."""
+    key, text = str(error.full_key or "value").replace("from_", "from"), str(error).splitlines()[0]
+    if found := re.fullmatch(r"Invalid value (.+), expected one of (\[.+\])", text):
+        return f"{key}={found[1]}: {nearest(found[1], ast.literal_eval(found[2]))}"
+    return f"{key}: {text}"
 
 
 def unknown_key(error: ConfigKeyError) -> str:
     """One line that names an unknown key and the nearest right one."""
     key = str(error.key)
-    known = [f.name for f in dataclasses.fields(error.object_type)] if error.object_type else []  # type: ignore[arg-type]
+    if error.full_key == "data.allow_pipe":
+        return "data.allow_pipe: a file does not permit commands; give --allow-pipe, or set AUDIOLDM2_ALLOW_PIPE=1"
+    known = [f.name.rstrip("_") for f in dataclasses.fields(error.object_type)] if error.object_type else []  # type: ignore[arg-type]
     near = get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
     return f"unknown key {error.full_key or key!r}; {hint}"

@@ -40,6 +40,7 @@ from audioldm2_pl.audio import SILENT_PEAK, AudioConfig, prepare_clip
 from audioldm2_pl.clip_order import Place, deal, endless_order, storage_order, weighted_order
 from audioldm2_pl.encoded_shards import EncodedFolder, choose_caption, stack_features
 from audioldm2_pl.errors import UserError, reason_of
+from audioldm2_pl.fields import bounded, check_fields
 from audioldm2_pl.quarantine import MAX_BAD_FRACTION, Quarantine
 from audioldm2_pl.remote_shards import CACHE_GIB, RemoteFolder, is_remote
 from audioldm2_pl.shard_reader import BadClip, ShardFolder, captions_of, unread_caption
@@ -52,26 +53,29 @@ BATCHES_AHEAD = 4  # remote shards are fetched at least so many global batches b
 
 @dataclass
 class DataConfig:
-    """Which shards are read, and how. A folder of shards is a path, or a URL: http(s)://…, s3://…"""
+    """Which shards are read, and how. A folder of shards is a path, a URL: http(s)://…, s3://…, or pipe:COMMAND.
+
+    A pipe's shell command prints the file {name}; the command line permits it, no file does.
+    """
 
     train: list[str] = field(default_factory=list)  # folders of the training split's shards
     test: str | None = None  # folder of the held-out split: validation and the report
     judge: str | None = None  # folder of the split that trains the report's judge
-    num_workers: int = 0  # processes that decode; 0 decodes in the training process
-    weights: list[float] = field(default_factory=list)  # of the train folders' draws; empty: each clip once an epoch
+    num_workers: int = bounded(0, ge=0, le=1_024)  # processes that decode; 0 decodes in the training process
+    weights: list[float] = bounded(list, gt=0)  # of the train folders' draws; empty: each clip once an epoch
     encoded: list[str] = field(default_factory=list)  # of each train folder its features, from python -m data.encode
-    max_bad_fraction: float = MAX_BAD_FRACTION  # of the clips; training stops when more cannot be used
+    max_bad_fraction: float = bounded(
+        MAX_BAD_FRACTION, ge=0, le=1
+    )  # of the clips; training stops when more cannot be used
     cache: str | None = None  # local folder for shards from URLs; null makes one in the temporary directory
-    cache_gib: float = CACHE_GIB  # what it may hold; two shards of each train folder at least
-    allow_pipe: bool = False  # permits pipe:COMMAND for a folder: a shell command that prints the file {name}
+    cache_gib: float = bounded(CACHE_GIB, gt=0)  # what it may hold; two shards of each train folder at least
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise UserError(f"data.max_bad_fraction={self.max_bad_fraction} is a share of the clips, from 0 to 1")
-        if self.weights and (len(self.weights) != len(self.train) or min(self.weights) <= 0):
+        check_fields(self, "data.")
+        if self.weights and len(self.weights) != len(self.train):
             raise UserError(
                 f"data.weights has {len(self.weights)} numbers for the {len(self.train)} folders of data.train; "
-                "give one above 0 for each"
+                "give one for each"
             )
         if self.encoded and len(self.encoded) != len(self.train):
             raise UserError(
@@ -83,7 +87,7 @@ class DataConfig:
         return ShardFolder(path, self.remote(path))
 
     def remote(self, path: str) -> RemoteFolder | None:
-        return RemoteFolder(path, self.cache, self.cache_gib, self.allow_pipe) if is_remote(path) else None
+        return RemoteFolder(path, self.cache, self.cache_gib) if is_remote(path) else None
 
 
 class ClipStream(IterableDataset):

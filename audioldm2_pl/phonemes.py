@@ -22,7 +22,9 @@ import transformers
 from torch import nn
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.fields import bounded
 from audioldm2_pl.models.condition import Condition
+from audioldm2_pl.tokens import lines_of
 
 PAD = "_"
 STOP = "⚠"
@@ -46,13 +48,13 @@ ABBREVIATION = re.compile(rf"\b({'|'.join(ABBREVIATIONS)})\.", re.IGNORECASE)
 class PhonemeConfig:
     """The encoder of transcripts; it starts at random and learns in the gpt2 stage. Defaults: the authors' sizes."""
 
-    hidden_size: int = 192  # D
-    num_layers: int = 6
-    num_heads: int = 2
-    ffn_dim: int = 768  # width of the convolutions between attentions
-    kernel_size: int = 3  # of those convolutions
-    dropout: float = 0.1  # while it trains
-    max_length: int = 310  # L: longer transcripts are cut, shorter ones padded
+    hidden_size: int = bounded(192, ge=1, le=65_536)  # D
+    num_layers: int = bounded(6, ge=1, le=1_000)
+    num_heads: int = bounded(2, ge=1)
+    ffn_dim: int = bounded(768, ge=1, le=65_536)  # width of the convolutions between attentions
+    kernel_size: int = bounded(3, ge=1, le=1_000)  # of those convolutions
+    dropout: float = bounded(0.1, ge=0, lt=1)  # while it trains
+    max_length: int = bounded(310, ge=2, le=65_536)  # L: longer transcripts are cut, shorter ones padded
 
 
 def clean(transcript: str) -> str:
@@ -145,6 +147,12 @@ class PhonemeEncoder(nn.Module):
             row = [*known[: self.max_length - 1], self.tokenizer.encoder[STOP]]
             rows.append(row + [0] * (self.max_length - len(row)))
         return torch.tensor(rows, device=self.model.device)
+
+    def unread(self, transcript: str) -> list[str]:
+        """A line for what is cut off, and one for characters that are not spoken."""
+        symbols = [symbol for symbol in phonemes_of(transcript) if symbol in SYMBOLS]
+        unknown = [c for c in transcript if not c.isspace() and not unicodedata.combining(c) and not clean(c)]
+        return lines_of("the phoneme encoder", len(symbols) + 1, self.max_length, unknown)
 
     def forward(self, transcripts: Sequence[str]) -> Condition:
         tokens = self.tokens(transcripts)

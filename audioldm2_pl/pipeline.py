@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,9 @@ from torch import Tensor, nn
 from audioldm2_pl.audio import AudioConfig, Fbank, LogMel, griffin_lim
 from audioldm2_pl.checkpoints import ModelFolder, find_model
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.fields import check_fields, nearest
 from audioldm2_pl.models.condition import Condition
-from audioldm2_pl.models.diffusion import SAMPLERS, UNCONDITIONAL, guide, sample
+from audioldm2_pl.models.diffusion import SAMPLERS, Sampling, guide, sample
 from audioldm2_pl.models.gpt2 import LOAGenerator
 from audioldm2_pl.models.unet import TUNetConfig, official_heads
 from audioldm2_pl.models.vae import latent_of, log_mel_of
@@ -49,6 +53,9 @@ class AudioLDM2:
             self.loa_generator = self.place(generator)
         self.vocoder, self.by_griffin_lim = self.place(folder.load("vocoder")), False
         self.scheduler = folder.load("scheduler")
+        self.sampling = folder.sampling()  # what `generate` takes where it is given nothing
+        if self.sampling.sampler is not None:
+            self.set_sampler(self.sampling.sampler)
         self.audio = audio_of(self.vae, self.vocoder, self.unet)
         self.sample_rate = self.audio.sample_rate
         self.log_mel = self.place(LogMel(self.audio))
@@ -101,28 +108,27 @@ class AudioLDM2:
 
     def sample_latent(self, loa: Tensor | None, text: Condition | None, num_latent_frames: int, seeds: Sequence[int],
                       num_steps: int = 200, guidance_scale: float = 3.5, eta: float = 1.0,
-                      unconditional: str = "zero", negative_prompt: str = "",
+                      unconditional: str = "zero", negative_prompt: str | Sequence[str] = "",
                       film: Tensor | None = None, start: tuple[Tensor, int] | None = None) -> Tensor:  # fmt: skip
         """LOA and T5 (None for speech) => latent (B, C, H, W). Sample i depends on seeds[i] alone.
 
         `start` is latents (B, C, H, W) and the timestep that they are noised to, and sampled from, in noise's place.
 
-        Guidance is against the negative prompt, by default "", and zero LOA, as in training's condition dropout, or
-        with `unconditional="gpt2"` the LOA that GPT-2 says for the negative prompt, as in diffusers. AudioLDM 1 has
+        Guidance is against the negative prompt (one, or one a sample) and zero LOA, as in training's condition dropout,
+        or with `unconditional="gpt2"` the LOA that GPT-2 says for the negative prompt, as in diffusers. AudioLDM 1 has
         CLAP's embedding `film` (B, D) in place of both; guidance is against CLAP's of the negative prompt.
         """
-        if unconditional not in UNCONDITIONAL:
-            raise UserError(f"--unconditional {unconditional}: choose one of {', '.join(UNCONDITIONAL)}")
         shape = (self.unet.config.in_channels, num_latent_frames, self.audio.num_mel_bins // self.downsampling)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         conditions = [] if loa is None else [Condition(loa, torch.ones(loa.shape[:2], device=loa.device).bool())]
         conditions += [] if text is None else [text]
         guided = guidance_scale != 1.0
         if guided:
-            nothing = self.no_conditions(loa, text, unconditional, negative_prompt)
+            negative = [negative_prompt] if isinstance(negative_prompt, str) else list(negative_prompt)
+            nothing = self.no_conditions(loa, text, unconditional, negative)
             conditions = [Condition.cat(pair) for pair in zip(nothing, conditions)]
-        if guided and film is not None:
-            film = torch.cat([self.clap.encode_text([negative_prompt]).embedding[:, 0].expand_as(film), film])
+            if film is not None:
+                film = torch.cat([self.clap.encode_text(negative).embedding[:, 0].expand_as(film), film])
         cache = self.unet.precompute(conditions)
 
         def predict(latent: Tensor, timestep: Tensor) -> Tensor:
@@ -133,20 +139,24 @@ class AudioLDM2:
             without, given = prediction.chunk(2)
             return guide(without, given, guidance_scale)
 
-        return sample(predict, self.scheduler, shape, num_steps, generators, self.device, eta, start)
+        scheduler = deepcopy(self.scheduler)  # it counts steps, and other threads sample too
+        latent = sample(predict, scheduler, shape, num_steps, generators, self.device, eta, start)
+        cause = f"guidance_scale={guidance_scale}, steps={num_steps}, eta={eta} or damaged weights in unet/"
+        check_finite(latent, "the latent", f"{cause} made it so; take a lower guidance_scale first")
+        return latent
 
     def no_conditions(
-        self, loa: Tensor | None, text: Condition | None, unconditional: str, negative_prompt: str
+        self, loa: Tensor | None, text: Condition | None, unconditional: str, negative: list[str]
     ) -> list[Condition]:
         """What stands in LOA's and T5's place where guidance has no condition."""
         nothing = []
         if loa is not None:
             empty = torch.zeros_like(loa[:1])
             if unconditional == "gpt2":
-                empty = self.generate_loa(self.encode_text([negative_prompt], [""]))
+                empty = self.generate_loa(self.encode_text(negative, [""] * len(negative)))
             nothing.append(Condition(empty, torch.ones(empty.shape[:2], device=loa.device).bool()).expand(len(loa)))
         if text is not None:
-            nothing.append(self.words([negative_prompt]).expand(len(text)))
+            nothing.append(self.words(negative).expand(len(text)))
         return nothing
 
     def decode_mel(self, latent: Tensor) -> Tensor:
@@ -163,48 +173,82 @@ class AudioLDM2:
     # ---- the whole way
 
     @torch.inference_mode()
-    def generate(self, texts: str | Sequence[str], seconds: float | None = None, steps: int = 200,
-                 guidance_scale: float = 3.5, seed: int | Sequence[int] = 0, candidates: int = 1, eta: float = 1.0,
-                 loa: Tensor | None = None, unconditional: str = "zero", negative_prompt: str = "",
+    def generate(self, texts: str | Sequence[str], seconds: float | None = None, steps: int | None = None,
+                 guidance_scale: float | None = None, seed: int | Sequence[int] = 0, candidates: int | None = None,
+                 eta: float | None = None, loa: Tensor | None = None, unconditional: str | None = None,
+                 negative_prompt: str | Sequence[str] = "",
                  transcripts: str | Sequence[str] | None = None) -> Tensor:  # fmt: skip
-        """Prompts => waveforms (B, T) on the CPU.
+        """Prompts => waveforms (B, T) on the CPU. What is None of the sampling is as the model was measured.
 
         `seed` is one per prompt, or the first of consecutive ones. Of `candidates` per prompt the one that CLAP finds
-        nearest to it is kept. `loa` (B, L, D) takes GPT-2's place. A speech model says `transcripts`, one for each
-        prompt or one for all. Raises UserError on an empty prompt or a length that the model cannot make.
+        nearest to it is kept. `loa` (B, L, D) takes GPT-2's place. A speech model says `transcripts`; they and
+        `negative_prompt` are one for each prompt or one for all. Warns of what is not read of a text. Raises UserError
+        on an empty prompt, a setting out of its range, and a waveform that is not finite.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         check_prompts(texts, may_be_empty=self.is_speech)  # captions of speech corpora are, and were in training
         spoken = self.check_transcripts(transcripts, len(texts))
-        seeds = [seed + i for i in range(len(texts))] if isinstance(seed, int) else list(seed)
-        if len(seeds) != len(texts):
-            raise UserError(f"{len(seeds)} seeds for {len(texts)} prompts; give one seed, or one for each prompt")
-        if candidates < 1 or steps < 1 or steps > self.scheduler.config.num_train_timesteps:
-            raise UserError(f"candidates={candidates}, steps={steps}: candidates are 1 or more, steps 1 to 1000")
+        seeds: list[Any] = (
+            [int(seed) + i for i in range(len(texts))] if isinstance(seed, Integral) else list(seed)  # type: ignore[arg-type]
+        )
+        check_seeds(seeds, len(texts))
+        negatives = [negative_prompt] * len(texts) if isinstance(negative_prompt, str) else list(negative_prompt)
+        check_prompts(negatives, may_be_empty=True)
+        if len(negatives) != len(texts):
+            raise UserError(f"{len(negatives)} negative prompts for {len(texts)} prompts; give one, or one for each")
+        s = self.sampling_with(steps=steps, guidance_scale=guidance_scale, eta=eta, unconditional=unconditional,
+                               candidates=candidates)  # fmt: skip
         if loa is not None and self.is_audioldm1:
             raise UserError("AudioLDM 1 reads no LOA; leave it out")
         num_latent_frames, num_samples = self.lengths(seconds)
-        if candidates > 1:
-            tries = [[s if j == 0 else seed_of(s, j) for j in range(candidates)] for s in seeds]
-            clips = [
-                self.generate([text] * candidates, seconds, steps, guidance_scale, row, 1, eta,
-                              None if loa is None else loa[i : i + 1].expand(candidates, -1, -1), unconditional,
-                              negative_prompt, None if spoken is None else spoken[i])
-                for i, (text, row) in enumerate(zip(texts, tries))
+        self.warn_of_unread([*texts, *negatives], spoken or [])
+        if s.candidates > 1:
+            kept = [
+                self.best_of(s.candidates, text, seeds[i], seconds, s, None if loa is None else loa[i : i + 1],
+                             negatives[i], None if spoken is None else spoken[i])
+                for i, text in enumerate(texts)
             ]  # fmt: skip
-            return torch.stack([clip[self.similarity(clip, text).argmax()] for clip, text in zip(clips, texts)])
+            return torch.stack(kept)
         waveforms = []
         for i in range(0, len(texts), MAX_BATCH):
             rows = slice(i, i + MAX_BATCH)
-            latent = self.generate_latent(texts[rows], seeds[rows], num_latent_frames, steps, guidance_scale, eta,
-                                          None if loa is None else loa[rows], unconditional, negative_prompt,
+            negative = negative_prompt if isinstance(negative_prompt, str) else negatives[rows]
+            latent = self.generate_latent(texts[rows], seeds[rows], num_latent_frames, s.steps, s.guidance_scale, s.eta,
+                                          None if loa is None else loa[rows], s.unconditional, negative,
                                           None if spoken is None else spoken[rows])  # fmt: skip
             waveforms.append(self.vocode(self.decode_mel(latent))[:, :num_samples].float().cpu())
+            check_finite(waveforms[-1], "the waveform", "the weights in vae/ or vocoder/ are damaged")
         return torch.cat(waveforms)
+
+    def best_of(self, count: int, text: str, seed: int, seconds: float | None, s: Sampling, loa: Tensor | None,
+                negative_prompt: str, transcript: str | None) -> Tensor:  # fmt: skip
+        """Of `count` waveforms for a prompt the one (T,) that CLAP finds nearest to it."""
+        seeds = [seed if j == 0 else seed_of(seed, j) for j in range(count)]
+        clips = self.generate([text] * count, seconds, s.steps, s.guidance_scale, seeds, 1, s.eta,
+                              None if loa is None else loa.expand(count, -1, -1), s.unconditional, negative_prompt,
+                              transcript)  # fmt: skip
+        return clips[self.similarity(clips, text).argmax()]
+
+    def sampling_with(self, **given: Any) -> Sampling:
+        """The model's own sampling but for what is given. Raises UserError for a number out of its range."""
+        sampling = replace(self.sampling, **{name: value for name, value in given.items() if value is not None})
+        check_fields(sampling)
+        if sampling.steps > (most := self.scheduler.config.num_train_timesteps):
+            raise UserError(f"steps={sampling.steps} has to be from 1 to {most}, the timesteps of training")
+        return sampling
+
+    def warn_of_unread(self, texts: Sequence[str], transcripts: Sequence[str]) -> None:
+        """Says what no encoder reads of prompts and transcripts."""
+        pairs = [(self.clap, text) for text in texts]
+        if not self.is_audioldm1:
+            pairs += [(self.words, text) for text in (transcripts if self.is_speech else texts)]
+        for encoder, text in dict.fromkeys(pairs):
+            for line in encoder.unread(text):
+                warnings.warn(f"{text[:40]!r}: {line}", stacklevel=3)
 
     def generate_latent(self, texts: Sequence[str], seeds: Sequence[int], num_latent_frames: int, steps: int = 200,
                         guidance_scale: float = 3.5, eta: float = 1.0, loa: Tensor | None = None,
-                        unconditional: str = "zero", negative_prompt: str = "",
+                        unconditional: str = "zero", negative_prompt: str | Sequence[str] = "",
                         transcripts: Sequence[str] | None = None,
                         start: tuple[Tensor, int] | None = None) -> Tensor:  # fmt: skip
         """Prompts, and for speech transcripts => latent (B, C, H, W); see `generate` and `sample_latent`."""
@@ -214,6 +258,7 @@ class AudioLDM2:
             film = conditions[0].embedding[:, 0]
         else:
             loa = self.generate_loa(conditions) if loa is None else loa.to(self.device)
+            check_finite(loa, "LOA", "the weights in language_model/, or what it reads, are damaged")
             text = None if self.is_speech else conditions[1]
         return self.sample_latent(loa, text, num_latent_frames, seeds, steps, guidance_scale, eta, unconditional,
                                   negative_prompt, film, start)  # fmt: skip
@@ -283,7 +328,7 @@ class AudioLDM2:
     def set_sampler(self, name: str) -> None:
         """Another sampler of `models.diffusion.SAMPLERS` over the same noise schedule."""
         if name not in SAMPLERS:
-            raise UserError(f"--sampler {name}: no such sampler; there are {', '.join(SAMPLERS)}")
+            raise UserError(f"--sampler {name}: {nearest(name, list(SAMPLERS))}")
         cls, settings = SAMPLERS[name]
         self.scheduler = getattr(diffusers, cls).from_config(self.scheduler.config, **settings)
 
@@ -292,8 +337,23 @@ def check_prompts(texts: Sequence[str], may_be_empty: bool = False) -> None:
     if not texts:
         raise UserError('no prompt; give one or more, for example "a bell rings"')
     for number, text in enumerate(texts, 1):
+        if not isinstance(text, str) or any("\ud800" <= c <= "\udfff" for c in text):
+            raise UserError(f"prompt {number} is no text: {text!r}")
         if not text.strip() and not may_be_empty:
             raise UserError(f"prompt {number} is empty; write what you want to hear")
+
+
+def check_seeds(seeds: Sequence[int], num_prompts: int) -> None:
+    if len(seeds) != num_prompts:
+        raise UserError(f"{len(seeds)} seeds for {num_prompts} prompts; give one seed, or one for each prompt")
+    for seed in seeds:
+        if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+            raise UserError(f"seed={seed} has to be a whole number from 0 to 2^63 - 1")
+
+
+def check_finite(values: Tensor, what: str, cause: str) -> None:
+    if not torch.isfinite(values).all():
+        raise UserError(f"{what} is not finite: {cause}")
 
 
 def audio_of(vae, vocoder, unet) -> AudioConfig:

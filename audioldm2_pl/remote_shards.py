@@ -51,16 +51,14 @@ class RemoteFolder:
     """The files of a folder on a server. What is kept in `cache` stays below `limit_gib`, the shards that are being
     fetched or read at the moment not counted; the least recently opened ones go first."""
 
-    def __init__(
-        self, url: str, cache: str | Path | None = None, limit_gib: float = CACHE_GIB, allow_pipe: bool = False
-    ):
+    def __init__(self, url: str, cache: str | Path | None = None, limit_gib: float = CACHE_GIB):
         self.url = url.rstrip("/")
         self.cache = Path(cache).expanduser() if cache else default_cache()
         self.limit = limit_gib * 2**30
         if not self.url.startswith("pipe:"):
             return
-        if not allow_pipe:
-            raise UserError(f"{url}: would run a shell command; set data.allow_pipe=true if you trust it")
+        if os.environ.get("AUDIOLDM2_ALLOW_PIPE") != "1":
+            raise UserError(f"{url}: would run a shell command; give --allow-pipe, or set AUDIOLDM2_ALLOW_PIPE=1")
         if "{name}" not in url:
             raise UserError(f"{url}: the command has to hold {{name}}, in whose place the shard's file name comes")
 

@@ -95,15 +95,7 @@ def write_report(
 
 def sampling_of(experiment: ExperimentConfig) -> dict[str, Any]:
     """The sampler's name, and what AudioLDM2.generate takes."""
-    c = experiment.diffusion
-    return {
-        "sampler": c.sampler,
-        "steps": c.num_steps,
-        "guidance_scale": c.guidance_scale,
-        "eta": c.eta,
-        "unconditional": c.unconditional,
-        "candidates": c.candidates,
-    }
+    return to_plain(experiment.diffusion.sampling)
 
 
 def origin_of(experiment: ExperimentConfig, test: Path) -> dict[str, Any]:

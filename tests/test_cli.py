@@ -1,13 +1,16 @@
 """The command line as a user meets it: what it writes, what it says when something is wrong."""
 
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import soundfile
 
-from audioldm2_pl.cli import main
+from audioldm2_pl.cli import main, read_prompts
 
 ROOT = Path(__file__).parent.parent
 
@@ -61,14 +64,14 @@ def test_unknown_key_names_the_nearest(capsys):
     ("override", "message"),
     [
         ("seed=x", "seed"),
-        ("stages=[ldm,vea]", "no stage 'vea'"),
+        ("stages=[ldm,vea]", "stages\\[1\\]='vea': did you mean 'vae'"),
         ("unet.in_channels=4", "vae.latent_channels"),
         ("diffusion.sampler=dimm", "ddim"),
         ("seed", "key=value"),
     ],
 )
 def test_wrong_values_are_plain_errors(capsys, override, message):
-    assert message in refusal(capsys, "describe", ROOT / "experiments/demo.yaml", override)
+    assert re.search(message, refusal(capsys, "describe", ROOT / "experiments/demo.yaml", override))
 
 
 def test_missing_files_are_plain_errors(capsys, tmp_path, smoke_run):
@@ -103,6 +106,103 @@ def test_an_output_that_is_a_file_is_refused_and_stays(capsys, smoke_run, tmp_pa
         message = refusal(capsys, "generate", smoke_run.model_folder, "a bell", "--output", output, "--device", "cpu")
         assert f"--output {output}: cannot be made a folder" in message
     assert taken.read_text() == "mine"
+
+
+def test_prompts_may_stand_behind_options(smoke_run, tmp_path, capsys):
+    options = ["--steps", "2", "--output", str(tmp_path)]
+    assert main(["generate", str(smoke_run.model_folder), "a bell", *options, "- rain", "a siren"]) == 0
+    assert [f.name for f in sorted(tmp_path.iterdir())] == ["0001_a_bell.wav", "0002_rain.wav", "0003_a_siren.wav"]
+    with pytest.raises(SystemExit) as left:
+        main(["generate", str(smoke_run.model_folder), "a bell", "--stpes", "2"])
+    assert left.value.code == 2 and "unrecognized arguments: --stpes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--batch-size", "-1"], "--batch-size -1"),
+        (["--eta", "5"], "eta=5.0 has to be from 0 to 1"),
+        (["--guidance-scale", "nan"], "guidance_scale=nan is not finite"),
+        (["--seed", "-1"], "seed=-1"),
+        (["--sampler", "dimm"], "did you mean 'ddim'"),
+    ],
+)
+def test_settings_out_of_range_make_no_file(capsys, smoke_run, tmp_path, options, message):
+    out = tmp_path / "out"
+    arguments = ("generate", smoke_run.model_folder, "a bell", "--output", out, "--device", "cpu", *options)
+    assert message in refusal(capsys, *arguments)
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_what_is_not_read_is_one_line_on_stderr(smoke_run, tmp_path):
+    command = [sys.executable, "-m", "audioldm2_pl.cli", "generate", str(smoke_run.model_folder), "a gong " * 40]
+    ran = subprocess.run([*command, "--steps", "1", "--output", str(tmp_path)], capture_output=True, text=True)
+    lines = ran.stderr.strip().splitlines()
+    assert len(lines) == 2 and all(line.startswith("warning: 'a gong") for line in lines)
+    assert "CLAP reads 128 of" in lines[0] and "T5 reads 128 of" in lines[1]
+
+
+def test_a_full_disk_leaves_no_cut_file(smoke_run, tmp_path):
+    command = [sys.executable, "-m", "audioldm2_pl.cli", "generate", str(smoke_run.model_folder), "a bell"]
+    limited = f"ulimit -f 32; exec {shlex.join([*command, '--steps', '1', '--output', str(tmp_path)])}"
+    ran = subprocess.run(["bash", "-c", limited], capture_output=True, text=True)
+    assert ran.returncode == 2 and "cannot be written (File too large)" in ran.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"\xef\xbb\xbfbell | a bell\r\nrain | rain", [("bell", "a bell"), ("rain", "rain")]),
+        (b"a.wav | x\nb.FLAC | y\nc/d.mp3 | z\nv1.5 | w", [("a", "x"), ("b", "y"), ("c/d", "z"), ("v1.5", "w")]),
+        ("one | two\u2028three".encode(), [("one", "two\u2028three")]),
+        ("cafe\u0301 | a bell".encode(), [("caf\xe9", "a bell")]),
+        (b"./a//b | x", [("a/b", "x")]),
+    ],
+)
+def test_prompt_files_of_other_editors(tmp_path, content, named):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(content)
+    assert read_prompts(path, first=1) == named
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"caf\xe9 | a bell", "UTF-8"),
+        ("a | b".encode("utf-16"), "UTF-8"),
+        (b"a | x\na.wav | y", "two clips would be named 'a'"),
+        ("\u00e9 | x\ne\u0301 | y".encode(), "two clips would be named"),
+        (b"../a | x", "inside the output folder"),
+        (b".. | x", "inside the output folder"),
+        (b"/a | x", "inside the output folder"),
+        (b"a\0b | x", "inside the output folder"),
+        (b"n" * 300 + b" | x", "inside the output folder"),
+        (b"0001_a_bell | x", "two clips would be named '0001_a_bell'"),
+    ],
+)
+def test_prompt_files_that_would_lose_a_clip(capsys, smoke_run, tmp_path, content, message):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(content)
+    refused = refusal(capsys, "generate", smoke_run.model_folder, "a bell", "--prompts", path, "--output", tmp_path)
+    assert str(path) in refused and message in refused
+
+
+def test_commands_of_shards_are_permitted_by_the_command_line_alone(capsys, shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("AUDIOLDM2_ALLOW_PIPE", "0")
+    smoke, folder = ROOT / "experiments/smoke.yaml", f"data.train=['pipe:cat {shards}/train/{{name}}']"
+    options = [
+        "--stage",
+        "audiomae",
+        folder,
+        f"data.cache={tmp_path}",
+        f"runs={tmp_path}",
+        "trainer.progress_bar=false",
+    ]
+    assert "--allow-pipe" in refusal(capsys, "train", smoke, *options)
+    assert "--allow-pipe" in refusal(capsys, "train", smoke, *options, "data.allow_pipe=true")
+    assert main(["train", str(smoke), *options, "--allow-pipe"]) == 0
 
 
 def test_unreadable_clip_stops_training_with_its_name(capsys, shards, tmp_path):

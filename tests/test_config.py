@@ -1,13 +1,18 @@
+import dataclasses
+import re
+import typing
 from pathlib import Path
 
 import pytest
 import torch
 
-from audioldm2_pl.config import load_experiment, to_plain
+from audioldm2_pl.config import ExperimentConfig, TrainerConfig, load_experiment, to_plain
 from audioldm2_pl.describe import build_networks, describe, difference, training_memory
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.fields import limits_of
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").rglob("*.yaml"))
+SMOKE = EXPERIMENTS[0].parent / "smoke.yaml"
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
@@ -57,7 +62,60 @@ def test_base_files_are_merged_in_order(tmp_path):
         ("gpt2: {hidden_size: 10}", "audiomae.embed_dim"),
         ("audio: {clip_seconds: 10.25}", "frames"),
         ("training: {ldm: {loa_dropout: 1.5}}", r"training.ldm.loa_dropout=1.5 .*from 0 to 1"),
-        ("conditioners: {t5: {words: [in, on]}}", r"conditioners.t5.words: True is no word.*quotes"),
+        (
+            "training: {ldm: {optimizer: {decay: cosin}}}",
+            r"training.ldm.optimizer.decay='cosin': did you mean 'cosine'",
+        ),
+        ("training: {gpt2: {loss: l2}}", r"training.gpt2.loss='l2': choose one of mse, l1"),
+        (
+            "training: {vae: {optimizer: {name: lion}}}",
+            r"training.vae.optimizer.name='lion': choose one of adamw, adam",
+        ),
+        ("training: {joint: {loss_weights: {difusion: 1}}}", "loss_weights.difusion: .*did you mean 'diffusion'"),
+        ("training: {gpt2: {loss_weights: {diffusion: 1}}}", "loss_weights.diffusion: .*choose one of loa"),
+        ("training: {gpt2: {loss_weights: {loa: null}}}", r"training.gpt2.loss_weights: no term"),
+        ("training: {vae: {loss_weights: {reconstruction: null, kl: 0}}}", r"training.vae.loss_weights: no term"),
+        ("training: {ldm: {loss_weights: {diffusion: -1}}}", r"loss_weights.diffusion=-1.0 has to be at least 0"),
+        ("training: {clap: {batch_size: 0}}", r"training.clap.batch_size=0 has to be at least 1"),
+        ("training: {joint: {ema_decay: 9}}", r"training.joint.ema_decay=9.0 .*below 1"),
+        ("training: {ldm: {optimizer: {learning_rate: .nan}}}", r"learning_rate=nan is not finite"),
+        ("training: {ldm: {optimizer: {learning_rates: {t5: .inf}}}}", r"learning_rates.t5=inf is not finite"),
+        ("training: {ldm: {optimizer: {betas: [0.9, 1.5]}}}", r"betas\[1\]=1.5"),
+        ("training: {ldm: {optimizer: {betas: [0.9]}}}", r"betas: 1 entries, has to have 2"),
+        ("training: {ldm: {poolings: []}}", r"training.ldm.poolings is empty"),
+        ("trainer: {precision: bf16}", r"trainer.precision='bf16': did you mean 'bf16-mixed'"),
+        ("trainer: {accelerator: abacus}", r"trainer.accelerator='abacus'"),
+        ("trainer: {loggers: [wand]}", r"trainer.loggers\[0\]='wand': did you mean 'wandb'"),
+        ("trainer: {devices: 0}", r"trainer.devices='0'"),
+        ("trainer: 5", "trainer: '5' stands where settings do"),
+        ("gpt2: {num_heads: 0}", r"gpt2.num_heads=0"),
+        ("gpt2: {num_heads: 7}", r"gpt2.num_heads=7 does not divide a width of 768"),
+        ("unet: {num_heads: [0, 8, 12, 20]}", r"unet.num_heads\[0\]=0"),
+        ("unet: {norm_num_groups: 0}", r"unet.norm_num_groups=0"),
+        ("audio: {hop_length: 0}", r"audio.hop_length=0"),
+        ("audio: {clip_seconds: .nan}", r"audio.clip_seconds=nan"),
+        ("audio: {num_fft: 512}", r"audio.num_fft=512 has to hold window_length=1024"),
+        ("vae: {block_out_channels: []}", r"vae.block_out_channels is empty"),
+        ("diffusion: {eta: 5}", r"diffusion.eta=5.0 .*from 0 to 1"),
+        ("diffusion: {guidance_scale: .inf}", r"diffusion.guidance_scale=inf"),
+        ("diffusion: {num_steps: 2000}", r"num_steps=2000 is more than diffusion.num_timesteps"),
+        ("data: {max_bad_fraction: 2}", r"data.max_bad_fraction=2.0"),
+        ("data: {train: ['${oc.env:HOME}']}", r"data.train\[0\]: .*nothing is filled in"),
+        ("conditioners: {t5: {words: [a, '${x}']}}", r"conditioners.t5.words\[1\]: .*nothing is filled in"),
+        ("data: {allow_pipe: true}", r"data.allow_pipe: .*--allow-pipe"),
+        ("seed: '%s'", "seed: Value '%s'"),
+        ("seed: %s", "not valid YAML"),
+        ("seed: 1\nseed: 2", "seed: stands there twice"),
+        ("x: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("a: &a [*a]", "nested too deep"),
+        ("base: null", "base: names a YAML file"),
+        ("base: [null]", "base: names a YAML file"),
+        ("base: x.yaml", "is its own base"),
+        ("name: ../../x", "inside `runs`"),
+        ("name: /tmp/x", "inside `runs`"),
+        ("name: .", "inside `runs`"),
+        ("name: ''", "inside `runs`"),
+        ('name: "a\\0b"', "is not a text"),
     ],
 )
 def test_mistakes_are_plain_errors(tmp_path, content, message):
@@ -66,6 +124,68 @@ def test_mistakes_are_plain_errors(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as error:
         load_experiment(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["0123", "1e3", "on", "null", "%s", "2024-01-01", "a: b", "é"])
+def test_a_name_stays_as_it_is_written(tmp_path, text):
+    assert load_experiment(SMOKE, [f"name={text}"]).name == text
+    path = tmp_path / "x.yaml"
+    if text not in ("%s", "a: b", "null"):
+        path.write_text(f"base: {SMOKE}\nname: {text}\ntrainer: {{devices: 2}}\n", encoding="utf-8-sig")
+        experiment = load_experiment(path)
+        assert (experiment.name, experiment.trainer.devices) == (text, "2")
+
+
+def test_words_are_no_truths(tmp_path):
+    (tmp_path / "x.yaml").write_text(f"base: {SMOKE}\nconditioners: {{t5: {{words: [in, on, no, 1e3]}}}}\n")
+    assert load_experiment(tmp_path / "x.yaml").conditioners.t5.words == ["in", "on", "no", "1e3"]
+
+
+@pytest.mark.parametrize(
+    "override", ["name=../x", "name=${oc.env:HOME}", "data.train=[${oc.env:HOME}]", "seed=%s", "seed"]
+)
+def test_overrides_are_data_too(override):
+    with pytest.raises(UserError) as error:
+        load_experiment(SMOKE, [override])
+    assert "\n" not in str(error.value)
+
+
+def test_null_drops_a_term_a_rate_and_a_part(tmp_path):
+    experiment = load_experiment(
+        SMOKE,
+        ["training.vae.loss_weights.kl=null", "training.ldm.optimizer.learning_rates.t5=null", "from.vae=null"],
+    )
+    assert "kl" not in experiment.training.vae.loss_weights and "reconstruction" in experiment.training.vae.loss_weights
+    assert experiment.training.ldm.optimizer.learning_rates == {} and experiment.from_ == {}
+
+
+def test_dataclasses_are_checked_too():
+    with pytest.raises(UserError, match=r"trainer\.log_every_batches=0"):
+        ExperimentConfig(trainer=TrainerConfig(log_every_batches=0))
+    with pytest.raises(UserError, match=r"trainer\.precision='bf16'"):
+        ExperimentConfig(trainer=TrainerConfig(precision="bf16"))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"seed='x' is not a whole number"):
+        ExperimentConfig(seed="x")  # type: ignore[arg-type]
+
+
+def test_every_number_has_a_range_and_every_word_its_choices():
+    """But for names, paths and the few numbers of which any finite one is right."""
+    unbounded, words = [], []
+
+    def walk(config, prefix):
+        for f in dataclasses.fields(config):
+            hint, key = str(typing.get_type_hints(config)[f.name]), prefix + f.name
+            value = f.default if f.default is not dataclasses.MISSING else f.default_factory()
+            if dataclasses.is_dataclass(value):
+                walk(type(value), key + ".")
+            elif re.search(r"\b(int|float)\b", hint) and not limits_of(config, f.name).get("bounds"):
+                unbounded.append(key)
+            elif hint == "<class 'str'>":
+                words.append(key)
+
+    walk(ExperimentConfig, "")
+    assert unbounded == ["audio.fbank_mean", "vocoder.input_mean", "diffusion.guidance_scale"]
+    assert words == ["name", "description", "runs", "trainer.devices"]
 
 
 def test_saved_bytes_counts_activations_on_meta():

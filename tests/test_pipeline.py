@@ -1,3 +1,6 @@
+import shutil
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import diffusers
@@ -8,10 +11,11 @@ import torch
 from parity import audioldm1_folder, audioldm1_gap
 
 from audioldm2_pl.audio import LogMel, griffin_lim
+from audioldm2_pl.checkpoints import ModelFolder
 from audioldm2_pl.cli import main
 from audioldm2_pl.config import load_experiment
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.models.diffusion import SAMPLERS
+from audioldm2_pl.models.diffusion import SAMPLERS, Sampling
 from audioldm2_pl.models.unet import TUNet
 from audioldm2_pl.models.vae import build_vae
 from audioldm2_pl.models.vocoder import build_vocoder, vocode
@@ -83,7 +87,8 @@ def test_griffin_lim_takes_the_vocoders_place(smoke_run, model):
 
 
 def test_a_vocoder_of_another_front_end_is_refused(smoke, smoke_run, tmp_path):
-    experiment = smoke(f"from.vocoder={smoke_run.model_folder}", "audio.num_fft=512", runs=tmp_path)
+    front_end = ("audio.num_fft=512", "audio.window_length=512")
+    experiment = smoke(f"from.vocoder={smoke_run.model_folder}", *front_end, runs=tmp_path)
     with pytest.raises(UserError, match=r"audio\.num_fft is 512, but the vocoder .* was trained with 1024"):
         train(experiment, "vae")
 
@@ -112,6 +117,65 @@ def test_guidance_against_gpt2s_loa_for_no_text(latents):
     plain = latents.sample_latent(loa, conditions[1], 32, [0], 2, guidance_scale=1.0)
     zero = latents.sample_latent(loa, conditions[1], 32, [0], 2, guidance_scale=5.0)
     assert torch.allclose(guided, plain, atol=1e-4) and not torch.allclose(zero, plain, atol=1e-2)
+
+
+@pytest.mark.parametrize("unconditional", ["zero", "gpt2"])
+def test_a_negative_prompt_of_its_own_for_each_prompt(latents, unconditional):
+    settings = {"steps": 2, "unconditional": unconditional, "guidance_scale": 6.0}
+    texts, negatives = ["a bell", "rain"], ["a drum loop", "a siren that wails"]
+    together = latents.generate(texts, negative_prompt=negatives, seed=3, **settings)
+    alone = [latents.generate(texts[i], negative_prompt=negatives[i], seed=3 + i, **settings) for i in (0, 1)]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-4)
+    swapped = latents.generate(texts, negative_prompt=negatives[::-1], seed=3, **settings)
+    assert not torch.allclose(together, swapped, atol=1e-3)
+    best = latents.generate(texts, negative_prompt=negatives, seed=3, candidates=2, **settings)
+    assert best.shape == together.shape
+
+
+def test_two_threads_make_what_one_makes(latents):
+    requests = [("a bell", 5), ("rain", 9), ("a low drum loop", 7), ("a siren", 4)] * 2
+    alone = [latents.generate(text, steps=steps, seed=steps) for text, steps in requests]
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(latents.generate, text, steps=steps, seed=steps) for text, steps in requests]
+        assert all(torch.allclose(future.result(), one, atol=1e-5) for future, one in zip(futures, alone))
+
+
+def test_a_model_is_sampled_as_it_was_measured(smoke_run, latents, tmp_path):
+    diffusion = smoke_run.diffusion
+    assert (latents.sampling.steps, latents.sampling.guidance_scale, latents.sampling.eta) == (3, 4.5, 0.0)
+    measured = latents.generate("a bell", steps=3, guidance_scale=4.5, eta=0.0, unconditional=diffusion.unconditional)
+    assert torch.equal(latents.generate("a bell"), measured)
+    assert not torch.allclose(latents.generate("a bell", guidance_scale=1.0), measured, atol=1e-3)
+    other = shutil.copytree(smoke_run.model_folder, tmp_path / "other")
+    ModelFolder(other).note_sampling(Sampling("euler", steps=2))
+    assert type(AudioLDM2.from_pretrained(other).scheduler).__name__ == "EulerDiscreteScheduler"
+    (other / "generation_config.json").unlink()
+    assert AudioLDM2.from_pretrained(other).sampling == Sampling()
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"steps": "many"}', '{"eta": 5.0}', '{"step": 3}', "[" * 9999])
+def test_a_sampling_that_is_none_is_told(smoke_run, tmp_path, content):
+    folder = ModelFolder(shutil.copytree(smoke_run.model_folder, tmp_path / "copy"))
+    (folder.path / "generation_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"generation_config\.json: is no sampling") as error:
+        folder.sampling()
+    assert "\n" not in str(error.value)
+
+
+def test_a_sound_that_is_not_finite_is_refused(model):
+    with pytest.raises(UserError, match=r"latent is not finite: guidance_scale=1e\+300, steps=2"):
+        model.generate("a bell", steps=2, guidance_scale=1e300)
+
+
+def test_what_no_encoder_reads_is_told(model):
+    with pytest.warns(UserWarning) as told:
+        model.generate(["a bell " * 40, "ein Glöckchen"], steps=1)
+    lines = [str(warning.message) for warning in told]
+    assert any("CLAP reads 128 of 282 tokens" in line for line in lines)
+    assert any("'ein Glöckchen': T5 does not know 'ö'" in line for line in lines)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.generate("a bell rings", steps=1)
 
 
 def test_negative_prompt_moves_the_sound_away(latents):
@@ -146,7 +210,17 @@ def test_front_end_is_that_of_training(model, smoke_run):
         ({"texts": ["a", "  "]}, "prompt 2 is empty"),
         ({"texts": []}, "no prompt"),
         ({"texts": "a", "seconds": -1}, "between 0 and 600"),
-        ({"texts": "a", "steps": 0}, "steps 1 to 1000"),
+        ({"texts": "a", "steps": 0}, "steps=0 has to be from 1"),
+        ({"texts": "a", "steps": 1001}, "steps=1001 has to be from 1 to 1000"),
+        ({"texts": "a", "steps": 1.5}, "steps=1.5 is not a whole number"),
+        ({"texts": "a", "eta": 5.0}, "eta=5.0 has to be from 0 to 1"),
+        ({"texts": "a", "guidance_scale": float("nan")}, "guidance_scale=nan is not finite"),
+        ({"texts": "a", "candidates": 0}, "candidates=0"),
+        ({"texts": "a", "seconds": float("nan")}, "between 0 and 600"),
+        ({"texts": "a", "seed": -1}, "seed=-1 has to be"),
+        ({"texts": "a", "seed": [2**63]}, "seed=9223372036854775808 has to be"),
+        ({"texts": "a \udc80 bell"}, "prompt 1 is no text"),
+        ({"texts": ["a", "b"], "negative_prompt": ["c"]}, "1 negative prompts for 2 prompts"),
         ({"texts": ["a", "b"], "seed": [1]}, "1 seeds for 2 prompts"),
         ({"texts": "a", "steps": 1, "unconditional": "none"}, "choose one of zero, gpt2"),
     ],

@@ -230,19 +230,27 @@ def test_an_unknown_kind_of_url_is_refused():
         ShardFolder("nonsense://a")
 
 
-def test_commands_run_only_where_allowed(shards, tmp_path):
+def test_commands_run_only_where_allowed(shards, tmp_path, monkeypatch):
     command = f"pipe:touch {tmp_path}/ran; cat {shards}/train/{{name}}"
-    with pytest.raises(UserError, match=r"data\.allow_pipe"):
+    with pytest.raises(UserError, match="--allow-pipe"):
         AudioShards(DataConfig([command]), AUDIO, 0, 2)
-    with pytest.raises(UserError, match=r"data\.allow_pipe"):
+    with pytest.raises(UserError, match="AUDIOLDM2_ALLOW_PIPE=1"):
         ShardFolder(command)
     assert not (tmp_path / "ran").exists()
-    config = DataConfig([command], allow_pipe=True, cache=str(tmp_path / "cache"))
+    monkeypatch.setenv("AUDIOLDM2_ALLOW_PIPE", "1")
+    config = DataConfig([command], cache=str(tmp_path / "cache"))
     assert same(clips_of(AudioShards(config, AUDIO, 0, 2).train[0]), clips_of(ShardFolder(shards / "train")))
     assert (tmp_path / "ran").exists()
 
 
+def test_workers_may_run_commands_too(shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("AUDIOLDM2_ALLOW_PIPE", "1")
+    config = DataConfig([f"pipe:cat {shards}/train/{{name}}"], num_workers=1, cache=str(tmp_path))
+    assert len(next(iter(AudioShards(config, AUDIO, 0, 2).train_dataloader()))["key"]) == 2
+
+
 @pytest.mark.parametrize("command, text", [("pipe:cat x", "{name}"), ("pipe:exit 3; {name}", "exit code 3")])
-def test_a_command_that_fails_is_named(command, text, tmp_path):
+def test_a_command_that_fails_is_named(command, text, tmp_path, monkeypatch):
+    monkeypatch.setenv("AUDIOLDM2_ALLOW_PIPE", "1")
     with pytest.raises(UserError, match=text):
-        ShardFolder(command, RemoteFolder(command, tmp_path, allow_pipe=True))
+        ShardFolder(command, RemoteFolder(command, tmp_path))

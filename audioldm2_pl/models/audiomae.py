@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from audioldm2_pl.fields import bounded
 from audioldm2_pl.seeds import draw_rows
 
 
@@ -23,20 +24,22 @@ from audioldm2_pl.seeds import draw_rows
 class AudioMAEConfig:
     """Encoder, decoder and the reading of LOA."""
 
-    num_frames: int = 1024  # of the filter bank: 10.24 s
-    num_bins: int = 128  # of the filter bank
-    patch_size: int = 16  # frames and bins of a patch
-    embed_dim: int = 768  # of the encoder, and so of LOA
-    depth: int = 12  # encoder blocks
-    num_heads: int = 12  # of the encoder
-    decoder_dim: int = 512  # of the decoder, which only pretraining uses
-    decoder_depth: int = 8  # decoder blocks
-    decoder_heads: int = 16  # of the decoder
-    mask_ratio: float = 0.8  # share of patches that the encoder does not see in pretraining
-    position_base: float = 10_000.0  # 2π × this = period of the slowest position wave; a small grid wants less
+    num_frames: int = bounded(1024, ge=1, le=1_000_000)  # of the filter bank: 10.24 s
+    num_bins: int = bounded(128, ge=1, le=4_096)  # of the filter bank
+    patch_size: int = bounded(16, ge=1, le=4_096)  # frames and bins of a patch
+    embed_dim: int = bounded(768, ge=1, le=65_536)  # of the encoder, and so of LOA
+    depth: int = bounded(12, ge=1, le=1_000)  # encoder blocks
+    num_heads: int = bounded(12, ge=1)  # of the encoder
+    decoder_dim: int = bounded(512, ge=1, le=65_536)  # of the decoder, which only pretraining uses
+    decoder_depth: int = bounded(8, ge=0, le=1_000)  # decoder blocks
+    decoder_heads: int = bounded(16, ge=1)  # of the decoder
+    mask_ratio: float = bounded(0.8, ge=0, lt=1)  # share of patches that the encoder does not see in pretraining
+    position_base: float = bounded(10_000.0, gt=0)  # 2π × this = period of the slowest wave; a small grid wants less
     normalise_patches: bool = True  # reconstruct each patch less its mean, over its deviation
-    loa_layers: int = 3  # encoder blocks averaged for LOA: the authors' code takes the last 3, the paper says 16
-    pooling: int = 8  # λ of generation
+    loa_layers: int = bounded(
+        3, ge=1
+    )  # encoder blocks averaged for LOA: the last 3 in the authors' code, 16 in the paper
+    pooling: int = bounded(8, ge=1, le=4_096)  # λ of generation
 
 
 def sincos_positions(dim: int, num_rows: int, num_columns: int, base: float = 10_000.0) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models.condition import Condition
+from audioldm2_pl.tokens import tokenize, unread
 
 
 class CLAPText(nn.Module):
@@ -25,12 +26,13 @@ class CLAPText(nn.Module):
         return self.model.config.projection_dim
 
     def encode_text(self, texts: Sequence[str]) -> Condition:
-        tokens = self.tokenizer(
-            list(texts), padding="longest", truncation=True, max_length=self.max_text_tokens, return_tensors="pt"
-        ).to(self.model.device)
+        tokens = tokenize(self.tokenizer, texts, self.max_text_tokens).to(self.model.device)
         output = self.model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
         embedding = F.normalize(output.text_embeds, dim=-1)[:, None]
         return Condition(embedding, torch.ones(embedding.shape[:2], dtype=torch.bool, device=embedding.device))
+
+    def unread(self, text: str) -> list[str]:
+        return unread("CLAP", self.tokenizer, text, self.max_text_tokens)
 
     def encode_audio(self, waveform: Tensor, sample_rate: int) -> Condition:
         raise UserError(

@@ -5,7 +5,7 @@ Letters: B batch, C channels, H × W the latent's time × frequency.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import torch
@@ -14,10 +14,14 @@ from diffusers import DDIMScheduler, DDPMScheduler  # pyright: ignore[reportPriv
 from torch import Tensor
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.fields import bounded, check_fields
 from audioldm2_pl.seeds import draw_rows, noise_like
 
-# Name in the YAML -> diffusers' scheduler and what it is built with.
-SAMPLERS: dict[str, tuple[str, dict]] = {
+Sampler = Literal["ddim", "ddpm", "dpm-solver++", "unipc", "euler", "heun", "pndm"]
+Unconditional = Literal["zero", "gpt2"]  # guidance is against zero LOA (the authors), or LOA said for "" (diffusers)
+
+# diffusers' scheduler of each sampler, and what it is built with.
+SAMPLERS: dict[Sampler, tuple[str, dict]] = {
     "ddim": ("DDIMScheduler", {"set_alpha_to_one": False, "steps_offset": 1}),
     "ddpm": ("DDPMScheduler", {"steps_offset": 1}),
     "dpm-solver++": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True, "steps_offset": 1}),
@@ -26,36 +30,45 @@ SAMPLERS: dict[str, tuple[str, dict]] = {
     "heun": ("HeunDiscreteScheduler", {"steps_offset": 1}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1}),
 }
-UNCONDITIONAL = ("zero", "gpt2")  # what stands in LOA's place where guidance has no condition
+
+
+@dataclass
+class Sampling:
+    """How samples are drawn; a model folder keeps it. Defaults: the authors'."""
+
+    sampler: Sampler | None = None  # null: the folder's scheduler
+    steps: int = bounded(200, ge=1, le=100_000)
+    guidance_scale: float = 3.5  # 1 is no guidance
+    eta: float = bounded(1.0, ge=0, le=1)  # noise put back by DDIM
+    unconditional: Unconditional = "zero"
+    candidates: int = bounded(1, ge=1, le=1_000)  # clips tried for a prompt, of which CLAP keeps one
 
 
 @dataclass
 class DiffusionConfig:
     """The noise schedule, what the T-UNet predicts, and how samples are drawn."""
 
-    num_timesteps: int = 1000  # of the forward process
-    beta_start: float = 0.0015  # of the scaled-linear schedule
-    beta_end: float = 0.0195  # the same
-    prediction: str = "epsilon"  # epsilon, or v_prediction
-    condition_dropout: float = 0.1  # probability of training without conditions, for guidance
-    dropout_unit: str = "batch"  # batch: all its clips together, as the authors' code; sample: each clip by itself
-    sampler: str = "ddim"  # a name of SAMPLERS
-    num_steps: int = 200  # sampling steps
+    num_timesteps: int = bounded(1000, ge=1, le=100_000)  # of the forward process
+    beta_start: float = bounded(0.0015, gt=0, lt=1)  # of the scaled-linear schedule
+    beta_end: float = bounded(0.0195, gt=0, lt=1)  # the same
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    condition_dropout: float = bounded(0.1, ge=0, le=1)  # probability of training without conditions, for guidance
+    dropout_unit: Literal["batch", "sample"] = "batch"  # together, as the authors' code, or each clip by itself
+    sampler: Sampler = "ddim"
+    num_steps: int = bounded(200, ge=1)  # sampling steps
     guidance_scale: float = 3.5  # 1 is no guidance
-    eta: float = 1.0  # noise put back by DDIM: 1 in the authors' code, 0 in diffusers
-    unconditional: str = "zero"  # guidance is against zero LOA (the authors), or gpt2: LOA said for "" (diffusers)
-    candidates: int = 1  # clips tried for a prompt, of which CLAP keeps one; the authors try 3
+    eta: float = bounded(1.0, ge=0, le=1)  # noise put back by DDIM: 1 in the authors' code, 0 in diffusers
+    unconditional: Unconditional = "zero"
+    candidates: int = bounded(1, ge=1, le=1_000)  # clips tried for a prompt, of which CLAP keeps one; the authors try 3
 
     def __post_init__(self) -> None:
-        choices = {
-            "prediction": ("epsilon", "v_prediction"),
-            "dropout_unit": ("batch", "sample"),
-            "sampler": tuple(SAMPLERS),
-            "unconditional": UNCONDITIONAL,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(f"diffusion.{name}={getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        check_fields(self, "diffusion.")
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(
+            self.sampler, self.num_steps, self.guidance_scale, self.eta, self.unconditional, self.candidates
+        )
 
 
 def build_scheduler(config: DiffusionConfig):

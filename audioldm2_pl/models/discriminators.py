@@ -7,7 +7,7 @@ layer of every sub-discriminator for feature matching.
 Letters: B batch, T samples, F frames, M mel bins, C channels.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.fields import bounded
 
 Judgement = tuple[list[Tensor], list[Tensor]]  # (logits, features)
 
@@ -24,8 +25,8 @@ Judgement = tuple[list[Tensor], list[Tensor]]  # (logits, features)
 class PatchGANConfig:
     """Defaults as the authors' VAE training code has them."""
 
-    base_channels: int = 64  # width of the first layer; doubled a layer, at most eightfold
-    num_layers: int = 3  # strided layers; each halves frames and mel bins
+    base_channels: int = bounded(64, ge=1, le=65_536)  # width of the first layer; doubled a layer, at most eightfold
+    num_layers: int = bounded(3, ge=1, le=100)  # strided layers; each halves frames and mel bins
 
 
 class PatchGAN(nn.Module):
@@ -58,8 +59,8 @@ class PatchGAN(nn.Module):
 class MultiPeriodConfig:
     """Defaults: HiFi-GAN's, 41.1 M parameters."""
 
-    periods: list[int] = field(default_factory=lambda: [2, 3, 5, 7, 11])  # samples; one sub-discriminator each
-    channels: list[int] = field(default_factory=lambda: [32, 128, 512, 1024, 1024])  # width of each layer
+    periods: list[int] = bounded(lambda: [2, 3, 5, 7, 11], ge=1, le=1_000, min_length=1)  # samples, one network each
+    channels: list[int] = bounded(lambda: [32, 128, 512, 1024, 1024], ge=1, le=65_536, min_length=1)  # of each layer
 
 
 class PeriodDiscriminator(nn.Module):
@@ -102,11 +103,11 @@ class MultiPeriodDiscriminator(nn.Module):
 class MultiScaleConfig:
     """Defaults: HiFi-GAN's, 29.6 M parameters. The lists have one entry per layer."""
 
-    num_scales: int = 3  # sub-discriminators; each hears half the rate of the one before
-    channels: list[int] = field(default_factory=lambda: [128, 128, 256, 512, 1024, 1024, 1024])
-    kernel_sizes: list[int] = field(default_factory=lambda: [15, 41, 41, 41, 41, 41, 5])
-    strides: list[int] = field(default_factory=lambda: [1, 2, 2, 4, 4, 1, 1])
-    groups: list[int] = field(default_factory=lambda: [1, 4, 16, 16, 16, 16, 1])  # divide both widths
+    num_scales: int = bounded(3, ge=1, le=100)  # sub-discriminators; each hears half the rate of the one before
+    channels: list[int] = bounded(lambda: [128, 128, 256, 512, 1024, 1024, 1024], ge=1, le=65_536, min_length=1)
+    kernel_sizes: list[int] = bounded(lambda: [15, 41, 41, 41, 41, 41, 5], ge=1, le=1_000, min_length=1)
+    strides: list[int] = bounded(lambda: [1, 2, 2, 4, 4, 1, 1], ge=1, le=1_000, min_length=1)
+    groups: list[int] = bounded(lambda: [1, 4, 16, 16, 16, 16, 1], ge=1, min_length=1)  # divide both widths
 
 
 class ScaleDiscriminator(nn.Module):

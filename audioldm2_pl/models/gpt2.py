@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GPT2LMHeadModel
 from transformers import GPT2Config as TransformersGPT2Config
 
+from audioldm2_pl.fields import bounded
 from audioldm2_pl.models.condition import Condition
 from audioldm2_pl.models.gelu import fuse_gelu
 
@@ -27,12 +28,12 @@ class GPT2Config:
     """GPT-2's size; `pretrained` starts from a text model's weights (paper §III-C)."""
 
     pretrained: str | None = None  # hub id or folder of a GPT-2, such as openai-community/gpt2; null starts at random
-    hidden_size: int = 768  # equals AudioMAE's
-    num_layers: int = 12  # blocks
-    num_heads: int = 12  # per block
-    num_positions: int = 1024  # prefix and LOA together
-    dropout: float = 0.1  # on embeddings, attention and residuals
-    position_std: float = 0.02  # of the learned positions at the start; `pretrained` brings its own
+    hidden_size: int = bounded(768, ge=1, le=65_536)  # equals AudioMAE's
+    num_layers: int = bounded(12, ge=1, le=1_000)  # blocks
+    num_heads: int = bounded(12, ge=1)  # per block
+    num_positions: int = bounded(1024, ge=1, le=1_000_000)  # prefix and LOA together
+    dropout: float = bounded(0.1, ge=0, lt=1)  # on embeddings, attention and residuals
+    position_std: float = bounded(0.02, ge=0)  # of the learned positions at the start; `pretrained` brings its own
 
 
 def build_gpt2(config: GPT2Config, num_loa_vectors: int) -> GPT2LMHeadModel:

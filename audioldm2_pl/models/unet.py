@@ -11,7 +11,7 @@ channels of the time embedding.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.fields import bounded, check_fields
 from audioldm2_pl.models.condition import Condition
 from audioldm2_pl.models.unet_layers import (
     Attention,
@@ -41,27 +42,28 @@ WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 class TUNetConfig:
     """Defaults: the base model, 346.94 M parameters."""
 
-    sample_size: int = 256  # latent frames of a clip
-    in_channels: int = 8  # of the latent
-    out_channels: int = 8  # of the prediction
-    block_out_channels: list[int] = field(default_factory=lambda: [128, 256, 384, 640])  # by level
-    attention_levels: list[int] = field(default_factory=lambda: [1, 2, 3])  # 0: full resolution
-    num_heads: list[int] = field(default_factory=lambda: [4, 8, 12, 20])  # by level
-    layers_per_block: int = 2  # ResNets a level on the way down; one more on the way up
-    transformer_layers_per_block: int = 1  # blocks in each transformer
+    sample_size: int = bounded(256, ge=1, le=1_000_000)  # latent frames of a clip
+    in_channels: int = bounded(8, ge=1, le=65_536)  # of the latent
+    out_channels: int = bounded(8, ge=1, le=65_536)  # of the prediction
+    block_out_channels: list[int] = bounded(lambda: [128, 256, 384, 640], ge=1, le=65_536, min_length=2)  # by level
+    attention_levels: list[int] = bounded(lambda: [1, 2, 3], ge=0)  # 0: full resolution
+    num_heads: list[int] = bounded(lambda: [4, 8, 12, 20], ge=1)  # by level
+    layers_per_block: int = bounded(2, ge=1, le=100)  # ResNets a level on the way down; one more on the way up
+    transformer_layers_per_block: int = bounded(1, ge=1, le=100)  # blocks in each transformer
     # One transformer an entry: channels of the condition it reads, null for self-attention alone.
     # Position 0 or 1 reads the first condition, the LOA; 2 or 3 the second, the text.
-    cross_attention_dim: list[int | None] = field(default_factory=lambda: [None, 768, 1024])
-    norm_num_groups: int = 32  # of every GroupNorm
-    film_dim: int | None = None  # channels of a vector joined to the time embedding (AudioLDM 1)
+    cross_attention_dim: list[int | None] = bounded(lambda: [None, 768, 1024], ge=1, le=65_536, min_length=1)
+    norm_num_groups: int = bounded(32, ge=1)  # of every GroupNorm
+    film_dim: int | None = bounded(None, ge=1, le=65_536)  # of a vector joined to the time embedding (AudioLDM 1)
     gradient_checkpointing: bool = False  # recompute transformer blocks in backward to save memory
 
     def __post_init__(self) -> None:
+        check_fields(self, "unet.")
         widths = self.block_out_channels
-        if len(widths) < 2 or len(self.num_heads) != len(widths):
+        if len(self.num_heads) != len(widths):
             raise UserError(
                 f"unet.block_out_channels has {len(widths)} entries, unet.num_heads"
-                f" {len(self.num_heads)}; give both one entry a level, for two levels or more"
+                f" {len(self.num_heads)}; give both one entry a level"
             )
         for width, heads in zip(widths, self.num_heads):
             if width % self.norm_num_groups or width % heads or width % 2:

@@ -6,7 +6,7 @@ Letters: B batch, F frames, M mel bins, C latent channels, r downsampling factor
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -14,6 +14,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.fields import bounded
 
 INITIAL_LOG_MEL = -6.0  # what a fresh decoder says of every bin
 
@@ -22,13 +23,13 @@ INITIAL_LOG_MEL = -6.0  # what a fresh decoder says of every bin
 class VAEConfig:
     """Convolutional VAE; every level but the last halves time and frequency. Defaults: the published model."""
 
-    block_out_channels: list[int] = field(default_factory=lambda: [128, 256, 512])  # width of each level
-    layers_per_block: int = 2  # residual blocks a level; the decoder has one more
-    latent_channels: int = 8  # C
-    norm_num_groups: int = 32  # of every group norm; divides all widths
+    block_out_channels: list[int] = bounded(lambda: [128, 256, 512], ge=1, le=65_536, min_length=1)  # by level
+    layers_per_block: int = bounded(2, ge=1, le=100)  # residual blocks a level; the decoder has one more
+    latent_channels: int = bounded(8, ge=1, le=65_536)  # C
+    norm_num_groups: int = bounded(32, ge=1)  # of every group norm; divides all widths
     mid_attention: bool = True  # self-attention between encoder and decoder, over all latent positions
-    sample_size: int = 1024  # frames of a full clip, kept for diffusers' tools
-    scaling_factor: float = 0.4110932946205139  # 1 / std of the latents; training measures its own
+    sample_size: int = bounded(1024, ge=1, le=1_000_000)  # frames of a full clip, kept for diffusers' tools
+    scaling_factor: float = bounded(0.4110932946205139, gt=0)  # 1 / std of the latents; training measures its own
 
     @property
     def downsampling(self) -> int:
@@ -39,7 +40,7 @@ class VAEConfig:
 def build_vae(config: VAEConfig) -> AutoencoderKL:
     """A freshly initialised VAE. Raises UserError where the widths do not fit the groups."""
     widths = list(config.block_out_channels)
-    if not widths or any(width % config.norm_num_groups for width in widths):
+    if any(width % config.norm_num_groups for width in widths):
         raise UserError(
             f"vae.block_out_channels={widths} has a width that vae.norm_num_groups="
             f"{config.norm_num_groups} does not divide; change one of them"

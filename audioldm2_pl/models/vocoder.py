@@ -6,7 +6,7 @@ Letters: B batch, F frames, M mel bins, T samples.
 """
 
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.fields import bounded
 
 NOTED = ("num_fft", "window_length", "mel_min_hz", "mel_max_hz")  # of the front end, in a vocoder's config.json
 
@@ -25,18 +26,18 @@ NOTED = ("num_fft", "window_length", "mel_min_hz", "mel_max_hz")  # of the front
 class VocoderConfig:
     """HiFi-GAN's generator; level i has upsample_initial_channel / 2^(i+1) channels. Defaults: the published model."""
 
-    num_mel_bins: int = 64  # M, the input's width
-    sample_rate: int = 16_000  # Hz, noted in the folder for its readers
-    upsample_rates: list[int] = field(default_factory=lambda: [5, 4, 2, 2, 2])  # product = hop_length
-    upsample_kernel_sizes: list[int] = field(default_factory=lambda: [16, 16, 8, 4, 4])  # one per rate
-    upsample_initial_channel: int = 1024  # width before the first upsampling
-    resblock_kernel_sizes: list[int] = field(default_factory=lambda: [3, 7, 11])  # parallel blocks a level
-    resblock_dilation_sizes: list[list[int]] = field(
-        default_factory=lambda: [[1, 3, 5], [1, 3, 5], [1, 3, 5]]
+    num_mel_bins: int = bounded(64, ge=1, le=4_096)  # M, the input's width
+    sample_rate: int = bounded(16_000, ge=1_000, le=384_000)  # Hz, noted in the folder for its readers
+    upsample_rates: list[int] = bounded(lambda: [5, 4, 2, 2, 2], ge=1, le=1_000, min_length=1)  # product = hop_length
+    upsample_kernel_sizes: list[int] = bounded(lambda: [16, 16, 8, 4, 4], ge=1, le=1_000, min_length=1)  # one per rate
+    upsample_initial_channel: int = bounded(1024, ge=1, le=65_536)  # width before the first upsampling
+    resblock_kernel_sizes: list[int] = bounded(lambda: [3, 7, 11], ge=1, le=1_000, min_length=1)  # a level's blocks
+    resblock_dilation_sizes: list[list[int]] = bounded(
+        lambda: [[1, 3, 5], [1, 3, 5], [1, 3, 5]], ge=1, le=1_000, min_length=1
     )  # one list per kernel size
-    leaky_relu_slope: float = 0.1  # of all but the last activation, which has 0.01
+    leaky_relu_slope: float = bounded(0.1, ge=0, lt=1)  # of all but the last activation, which has 0.01
     input_mean: float | None = None  # log-mels go in as (x - mean) / std; null takes them as they are
-    input_std: float = 1.0  # the same
+    input_std: float = bounded(1.0, gt=0)  # the same
 
     @property
     def hop_length(self) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from audioldm2_pl.audio import Fbank
+from audioldm2_pl.fields import bounded
 from audioldm2_pl.models.audiomae import AudioMAE
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
@@ -22,7 +23,7 @@ class AudioMAETrainingConfig(StageConfig):
             learning_rate=2e-4, betas=(0.9, 0.95), weight_decay=1e-4, warmup_batches=12_000, decay="cosine"
         )
     )
-    loss_weights: dict[str, float] = field(default_factory=lambda: {"reconstruction": 1.0})
+    loss_weights: dict[str, float | None] = bounded(lambda: {"reconstruction": 1.0}, keys=("reconstruction",), ge=0)
 
 
 class AudioMAEPretraining(Stage):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from audioldm2_pl.conditioners import CLAP
+from audioldm2_pl.fields import bounded
 from audioldm2_pl.seeds import seed_of
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
@@ -37,7 +38,7 @@ class CLAPTrainingConfig(StageConfig):
             decay="cosine",
         )
     )
-    loss_weights: dict[str, float] = field(default_factory=lambda: {"contrastive": 1.0})
+    loss_weights: dict[str, float | None] = bounded(lambda: {"contrastive": 1.0}, keys=("contrastive",), ge=0)
 
 
 def caption_ids(texts: Sequence[str], device: torch.device) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audioldm2_pl.audio import LogMel
-from audioldm2_pl.errors import UserError
+from audioldm2_pl.fields import bounded
 from audioldm2_pl.models.diffusion import draw_noise
 from audioldm2_pl.models.vae import encode, log_mel_of
 from audioldm2_pl.pipeline import AudioLDM2
@@ -37,24 +37,18 @@ class DecoderTrainingConfig(StageConfig):
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(name="adam", learning_rate=1e-4, betas=(0.5, 0.9), decay="cosine")
     )
-    loss_weights: dict[str, float] = field(default_factory=lambda: {"reconstruction": 1.0, "roughness": 0.5})
-    latent_noise: float = 0.6  # each clip's latents, of unit std, get noise of a std drawn from [0, this]
-    sampled_from: list[int] = field(default_factory=list)  # timesteps to noise latents to, for the T-UNet to go on from
-    sampled_share: float = 0.7  # of the clips, with `sampled_from`: their latents are the T-UNet's
-    max_clips: int | None = None  # learn from so many of the training clips; the T-UNet takes long to hear all
+    loss_weights: dict[str, float | None] = bounded(
+        lambda: {"reconstruction": 1.0, "roughness": 0.5}, keys=("reconstruction", "roughness"), ge=0
+    )
+    latent_noise: float = bounded(0.6, ge=0)  # latents, of unit std, get noise of a std drawn from [0, this]
+    sampled_from: list[int] = bounded(list, ge=1)  # timesteps to noise latents to, for the T-UNet to go on from
+    sampled_share: float = bounded(0.7, ge=0, le=1)  # of the clips, with `sampled_from`: their latents are the T-UNet's
+    max_clips: int | None = bounded(None, ge=1)  # learn from so many clips; the T-UNet takes long to hear all
 
     @property
     def read_seconds(self) -> float | None:
         """Whole clips where the T-UNet hears them."""
         return None if self.sampled_from else self.crop_seconds
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.sampled_share <= 1:
-            raise UserError(f"training.decoder.sampled_share={self.sampled_share} is a share, from 0 to 1")
-        if self.max_clips is not None and self.max_clips < 1:
-            raise UserError(f"training.decoder.max_clips={self.max_clips} is 1 or more, or null for all clips")
-        if any(timestep < 1 for timestep in self.sampled_from):
-            raise UserError(f"training.decoder.sampled_from={self.sampled_from}: timesteps are 1 or more")
 
 
 def roughness(log_mel: Tensor) -> Tensor:

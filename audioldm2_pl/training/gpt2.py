@@ -1,7 +1,7 @@
 """Stage `gpt2`: GPT-2 learns to say a clip's LOA from its caption, teacher-forced (paper §III-C)."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from audioldm2_pl.audio import Fbank
 from audioldm2_pl.conditioners import single
+from audioldm2_pl.fields import bounded
 from audioldm2_pl.models.audiomae import num_loa_vectors, pool_loa
 from audioldm2_pl.models.condition import Condition
 from audioldm2_pl.models.gpt2 import LOAGenerator, build_gpt2, build_projection
@@ -30,8 +31,8 @@ class GPT2TrainingConfig(StageConfig):
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-4, warmup_batches=10_000)
     )
-    loss_weights: dict[str, float] = field(default_factory=lambda: {"loa": 1.0})
-    loss: str = "mse"  # distance to AudioMAE's LOA: mse as the paper, l1 as the authors' code
+    loss_weights: dict[str, float | None] = bounded(lambda: {"loa": 1.0}, keys=("loa",), ge=0)
+    loss: Literal["mse", "l1"] = "mse"  # distance to AudioMAE's LOA: mse as the paper, l1 as the authors' code
 
 
 def prompt_conditions(stage: Any, batch: dict[str, Any], features: dict[str, Tensor]) -> list[Condition]:

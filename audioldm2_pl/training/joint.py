@@ -1,11 +1,12 @@
 """Stage `joint`: T-UNet and GPT-2 together; the diffusion loss reaches GPT-2 through its LOA (paper §III-D3)."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from audioldm2_pl.audio import Fbank, LogMel
+from audioldm2_pl.fields import bounded
 from audioldm2_pl.models.audiomae import pool_loa
 from audioldm2_pl.models.diffusion import diffusion_loss
 from audioldm2_pl.models.gpt2 import LOAGenerator
@@ -32,10 +33,12 @@ class JointTrainingConfig(StageConfig):
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-4, warmup_batches=10_000)
     )
-    loss_weights: dict[str, float] = field(default_factory=lambda: {"diffusion": 1.0, "loa": 1.0})
+    loss_weights: dict[str, float | None] = bounded(
+        lambda: {"diffusion": 1.0, "loa": 1.0}, keys=("diffusion", "loa"), ge=0
+    )
     ema_decay: float | None = 0.9999
-    loss: str = "mse"  # distance to AudioMAE's LOA: mse as the paper, l1 as the authors' code
-    p_gt: float = 0.25  # probability that a batch's T-UNet hears AudioMAE's LOA, not GPT-2's
+    loss: Literal["mse", "l1"] = "mse"  # distance to AudioMAE's LOA: mse as the paper, l1 as the authors' code
+    p_gt: float = bounded(0.25, ge=0, le=1)  # probability that a batch's T-UNet hears AudioMAE's LOA, not GPT-2's
 
 
 class JointFinetuning(Stage):

@@ -9,7 +9,7 @@ from torch import Tensor
 from audioldm2_pl.audio import Fbank, LogMel
 from audioldm2_pl.checkpoints import ModelFolder
 from audioldm2_pl.conditioners import T5
-from audioldm2_pl.errors import UserError
+from audioldm2_pl.fields import bounded
 from audioldm2_pl.models.audiomae import pool_loa
 from audioldm2_pl.models.condition import Condition
 from audioldm2_pl.models.diffusion import build_scheduler, diffusion_loss, draw_dropped
@@ -30,14 +30,10 @@ class LDMTrainingConfig(StageConfig):
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-4, warmup_batches=10_000)
     )
-    loss_weights: dict[str, float] = field(default_factory=lambda: {"diffusion": 1.0})
+    loss_weights: dict[str, float | None] = bounded(lambda: {"diffusion": 1.0}, keys=("diffusion",), ge=0)
     ema_decay: float | None = 0.9999
-    poolings: list[int] = field(default_factory=lambda: [1, 2, 4, 8])  # λ, one drawn for each batch; as often as named
-    loa_dropout: float = 0.0  # probability that a clip's LOA alone is left out, so that its words have to tell
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.loa_dropout <= 1:
-            raise UserError(f"training.ldm.loa_dropout={self.loa_dropout} is a probability, from 0 to 1")
+    poolings: list[int] = bounded(lambda: [1, 2, 4, 8], ge=1, le=4_096, min_length=1)  # λ, one drawn for each batch
+    loa_dropout: float = bounded(0.0, ge=0, le=1)  # probability that a clip's LOA is left out: its words have to tell
 
 
 def encode_latent(frozen: dict[str, Any], waveform: Tensor) -> dict[str, Tensor]:

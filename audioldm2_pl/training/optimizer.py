@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
+
+from audioldm2_pl.fields import bounded
 
 if TYPE_CHECKING:
     from audioldm2_pl.training.stage import Stage
@@ -17,13 +19,16 @@ if TYPE_CHECKING:
 class OptimizerConfig:
     """An optimiser and how its learning rate goes."""
 
-    name: str = "adamw"  # adamw or adam
-    learning_rate: float = 1e-4  # after the warm-up
-    learning_rates: dict[str, float] = field(default_factory=dict)  # of networks by name, such as t5 or vae.encoder
-    betas: tuple[float, float] = (0.9, 0.999)  # of Adam's two averages
-    weight_decay: float = 1e-2  # adamw only
-    warmup_batches: int = 0  # the rate rises linearly from 0 over these
-    decay: str = "none"  # none, or cosine to 0 at the end of the budget
+    name: Literal["adamw", "adam"] = "adamw"
+    learning_rate: float = bounded(1e-4, gt=0, le=1)  # after the warm-up
+    learning_rates: dict[str, float | None] = bounded(dict, ge=0, le=1)  # of networks by name, such as vae.encoder
+    betas: tuple[float, float] = bounded((0.9, 0.999), ge=0, lt=1)  # of Adam's two averages
+    weight_decay: float = bounded(1e-2, ge=0)  # adamw only
+    warmup_batches: int = bounded(0, ge=0)  # the rate rises linearly from 0 over these
+    decay: Literal["none", "linear", "cosine"] = "none"  # to 0 at the end of the budget
+
+    def __post_init__(self) -> None:
+        self.learning_rates = {name: rate for name, rate in self.learning_rates.items() if rate is not None}
 
 
 def by_learning_rate(stage: Stage, network: nn.Module, config: OptimizerConfig) -> dict[float, list[nn.Parameter]]:
@@ -31,7 +36,7 @@ def by_learning_rate(stage: Stage, network: nn.Module, config: OptimizerConfig) 
 
     The rate of a network that is frozen, or that the experiment does without, has no effect.
     """
-    own: dict[nn.Parameter, float] = {}
+    own: dict[nn.Parameter, Any] = {}
     for name, rate in config.learning_rates.items():
         if hasattr(stage, name.partition(".")[0]):
             own |= dict.fromkeys(stage.get_submodule(name).parameters(), rate)
@@ -49,16 +54,20 @@ def make_optimizer(parameters: dict[float, list[nn.Parameter]], config: Optimize
     fused = all(p.device.type == "cpu" for group in parameters.values() for p in group)
     common: dict[str, Any] = {"lr": config.learning_rate, "betas": tuple(config.betas), "fused": fused or None}
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=config.weight_decay, **common)
-    if config.name == "adam":
-        return torch.optim.Adam(groups, **common)
-    raise ValueError(f"no optimizer {config.name!r}; there are adamw and adam")
+        optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, **common)
+    else:
+        optimizer = torch.optim.Adam(groups, **common)
+    if fused:  # a CPU has no gradient scaler, which is why Lightning does not clip for fused optimisers
+        optimizer._step_supports_amp_scaling = False
+    return optimizer
 
 
 def learning_rate_factor(config: OptimizerConfig, batch_idx: int, batches: int) -> float:
-    """Share of the learning rate at a batch: linear warm-up, then constant or cosine decay."""
+    """Share of the learning rate at a batch: linear warm-up, then constant, linear or cosine decay."""
     warmup = min(1.0, (batch_idx + 1) / config.warmup_batches) if config.warmup_batches else 1.0
     if config.decay == "none":
         return warmup
     progress = max(0, batch_idx - config.warmup_batches) / max(1, batches - config.warmup_batches)
+    if config.decay == "linear":
+        return warmup * (1.0 - min(1.0, progress))
     return warmup * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))

@@ -107,6 +107,7 @@ def run_stages(experiment: ExperimentConfig, stages: list[str]) -> None:
         remove_unfinished(experiment, folder)
     first_on_rank_zero(folder.take_given)
     first_on_rank_zero(lambda: folder.take_pretrained(experiment.conditioners))
+    first_on_rank_zero(lambda: folder.note_sampling(experiment.diffusion.sampling))
     if "vocoder" in folder.given:
         check_front_end(folder.load("vocoder"), experiment.audio)
     for name in [name for name in stages if STAGE_GROUPS.get(name) in folder.given]:
@@ -290,6 +291,7 @@ class PartSaver(L.Callback):
             self.stage.finish(self.data)
             for part, content in self.stage.parts().items():
                 self.folder.save(part, content)
+        self.folder.note_sampling(self.stage.experiment.diffusion.sampling)
 
 
 def callbacks_of(experiment: ExperimentConfig, stage: Stage, ema: EMA | None) -> list[L.Callback]:

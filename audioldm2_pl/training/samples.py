@@ -136,11 +136,13 @@ class Samples(L.Callback):
                 with self.ema.applied(stage) if self.ema else nullcontext():
                     folder = LiveFolder(stage)
                 waveforms = HEARD[stage.name](stage, folder, batch).float().cpu()  # (B, T)
+            self.save(trainer, batch["text"], waveforms, num_batches)
         except UserError as error:
             print(f"{stage.name}: no samples ({error})", flush=True)
             self.silent = True
-            return
-        for number, (text, waveform) in enumerate(zip(batch["text"], waveforms)):
+
+    def save(self, trainer: L.Trainer, texts: list[str], waveforms: Tensor, num_batches: int) -> None:
+        for number, (text, waveform) in enumerate(zip(texts, waveforms)):
             reference = self.folder / f"{number}_reference.wav"
             if not reference.is_file():
                 save_waveform(reference, self.batch["waveform"][number], self.sample_rate)

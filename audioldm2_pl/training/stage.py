@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from audioldm2_pl.fields import bounded
 from audioldm2_pl.seeds import SharedRandom, seed_of
 from audioldm2_pl.training.optimizer import OptimizerConfig, by_learning_rate, learning_rate_factor, make_optimizer
 
@@ -32,21 +33,24 @@ if TYPE_CHECKING:
 class StageConfig:
     """One stage's recipe; each stage adds its own fields."""
 
-    batches: int = 100_000  # the budget
-    batch_size: int = 16  # clips per device and batch
+    batches: int = bounded(100_000, ge=1)  # the budget
+    batch_size: int = bounded(16, ge=1)  # clips per device and batch
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    loss_weights: dict[str, float] = field(default_factory=dict)  # term -> weight; a term without one is not trained on
-    crop_seconds: float | None = None  # train on random crops of this length; null takes whole clips
-    ema_decay: float | None = None  # of the averaged weights that are saved; null saves the last ones
-    gradient_clip: float | None = None  # largest gradient norm; null does not clip
-    accumulate_batches: int = 1  # batches per optimiser step
-    save_every_batches: int = 1_000  # a checkpoint to resume from this often
+    loss_weights: dict[str, float | None] = bounded(dict, ge=0)  # term -> weight; null leaves a term out
+    crop_seconds: float | None = bounded(None, gt=0, le=600)  # of random crops to train on; null takes whole clips
+    ema_decay: float | None = bounded(None, ge=0, lt=1)  # of averaged weights, which are saved; null saves the last
+    gradient_clip: float | None = bounded(None, gt=0)  # largest gradient norm; null does not clip
+    accumulate_batches: int = bounded(1, ge=1)  # batches per optimiser step
+    save_every_batches: int = bounded(1_000, ge=1)  # a checkpoint to resume from this often
     cache_features: bool = False  # compute frozen networks' outputs once, before the first batch, and keep them
 
     @property
     def read_seconds(self) -> float | None:
         """The length that clips are read with; None reads them whole."""
         return self.crop_seconds
+
+    def __post_init__(self) -> None:
+        self.loss_weights = {term: weight for term, weight in self.loss_weights.items() if weight is not None}
 
 
 class Stage(L.LightningModule):

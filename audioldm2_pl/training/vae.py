@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from audioldm2_pl.audio import LogMel
 from audioldm2_pl.datamodule import AudioShards
+from audioldm2_pl.fields import bounded
 from audioldm2_pl.models.discriminators import (
     PatchGAN,
     PatchGANConfig,
@@ -41,13 +42,15 @@ class VAETrainingConfig(StageConfig):
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(name="adam", learning_rate=8e-6, betas=(0.5, 0.9))
     )
-    loss_weights: dict[str, float] = field(
-        default_factory=lambda: {"reconstruction": 1.0, "kl": 1000 / 65_536, "adversarial": 0.5}
+    loss_weights: dict[str, float | None] = bounded(
+        lambda: {"reconstruction": 1.0, "kl": 1000 / 65_536, "adversarial": 0.5},
+        keys=("reconstruction", "kl", "adversarial"),
+        ge=0,
     )
     discriminator: PatchGANConfig = field(default_factory=PatchGANConfig)  # sees log-mels
-    discriminator_start: int = 25_000  # batches before the discriminator joins; until then it costs nothing
+    discriminator_start: int = bounded(25_000, ge=0)  # batches before the discriminator joins
     adaptive_weight: bool = True  # scale the adversarial term to the reconstruction's gradient at the last layer
-    scaling_batches: int = 16  # over which the latents' std is measured at the end
+    scaling_batches: int = bounded(16, ge=1)  # over which the latents' std is measured at the end
 
 
 class VAETraining(Stage):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audioldm2_pl.audio import LogMel
+from audioldm2_pl.fields import bounded
 from audioldm2_pl.models.discriminators import (
     Judgement,
     MultiPeriodConfig,
@@ -45,14 +46,16 @@ class VocoderTrainingConfig(StageConfig):
             name="adamw", learning_rate=2e-4, betas=(0.8, 0.99), weight_decay=0.01, decay="cosine"
         )
     )
-    loss_weights: dict[str, float] = field(
-        default_factory=lambda: {"mel": 45.0, "adversarial": 1.0, "feature_matching": 2.0}
+    loss_weights: dict[str, float | None] = bounded(
+        lambda: {"mel": 45.0, "adversarial": 1.0, "feature_matching": 2.0},
+        keys=("mel", "loud", "stft", "adversarial", "feature_matching"),
+        ge=0,
     )  # beside them: `loud`, the mel term weighted by energy, and `stft`; with them a small vocoder speaks sooner
     period_discriminator: MultiPeriodConfig = field(default_factory=MultiPeriodConfig)
     scale_discriminator: MultiScaleConfig = field(default_factory=MultiScaleConfig)
-    discriminator_start: int = 0  # batches before the discriminators join; until then they cost nothing
+    discriminator_start: int = bounded(0, ge=0)  # batches before the discriminators join; until then they cost nothing
     # Windows of the stft term, in samples. Those shorter than a frame keep noise from buzzing at the frame rate.
-    stft_sizes: list[int] = field(default_factory=lambda: [64, 128, 256, 512, 1024])
+    stft_sizes: list[int] = bounded(lambda: [64, 128, 256, 512, 1024], ge=16, le=65_536, min_length=1)
 
 
 def stft_loss(generated: Tensor, real: Tensor, sizes: list[int]) -> Tensor:
