@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffusers
+import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from audioldm2_pl.atomic import is_write_error, write_reason, write_text
 from audioldm2_pl.conditioners import CLAP, T5
@@ -29,6 +31,7 @@ from audioldm2_pl.models.clap_text import CLAPText
 from audioldm2_pl.models.diffusion import Sampling
 from audioldm2_pl.models.unet import TUNet
 from audioldm2_pl.phonemes import PhonemeEncoder
+from audioldm2_pl.weights import loading_options, read_weights
 
 if TYPE_CHECKING:
     from audioldm2_pl.config import ConditionersConfig
@@ -60,6 +63,8 @@ AUDIOLDM1_CLASSES = {part: HUB_CLASSES[part] for part in ("scheduler", "tokenize
 }
 PARTS = (*HUB_CLASSES, "audiomae")
 SAMPLING = "generation_config.json"
+MAX_LAYERS = 1_000  # of anything that a part's config.json counts
+MAX_SIZE = 10**7  # of any of its numbers
 
 # What `from:` and `start_from:` call the parts -> their sub-folders.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -81,15 +86,41 @@ def save_audiomae(audiomae: AudioMAE, folder: Path) -> None:
 
 
 def load_audiomae(folder: Path) -> AudioMAE:
-    audiomae = AudioMAE(AudioMAEConfig(**json.loads((folder / "config.json").read_text())))
-    audiomae.load_state_dict(load_file(folder / "model.safetensors"))
+    config = AudioMAEConfig(**json.loads((folder / "config.json").read_text()))
+    check_fields(config, "config.json: ")
+    with torch.device("meta"):
+        audiomae = AudioMAE(config)
+    audiomae.load_state_dict(read_weights(folder), assign=True)
     return audiomae
 
 
 def config_of(folder: Path, part: str) -> dict[str, Any]:
-    """A part's config.json, empty where there is none."""
-    config = folder / part / "config.json"
-    return json.loads(config.read_text()) if config.is_file() else {}
+    """A part's config.json, empty where there is none. Raises UserError where it is no config, or of endless size."""
+    path = folder / part / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        check_sizes(config)
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(
+            f"{path.parent}: cannot be loaded (config.json: {error}); save or download the part again"
+        ) from None
+    return config
+
+
+def check_sizes(config: Any) -> None:
+    """ValueError where a network of this config would be built for hours, or fill any memory."""
+    if not isinstance(config, dict):
+        raise ValueError("is no JSON object")
+    for key, value in config.items():
+        values = value if isinstance(value, list) else [value]
+        most = MAX_LAYERS if re.search("layer|depth|block", key) and "channel" not in key else MAX_SIZE
+        if len(values) > MAX_LAYERS or any(isinstance(v, int | float) and abs(v) > most for v in values):
+            raise ValueError(f"{key} is out of all bounds")
+        for inner in values:
+            if isinstance(inner, dict):
+                check_sizes(inner)
 
 
 def is_speech(folder: Path) -> bool:
@@ -114,6 +145,7 @@ def load_part(folder: Path, part: str) -> Any:
     path = folder / part
     if not path.is_dir():
         raise UserError(f"{folder}: the part {part}/ is missing; train its stage, or name where it is in `from:`")
+    config_of(folder, part)
     try:
         if part == "audiomae":
             return load_audiomae(path)
@@ -121,17 +153,23 @@ def load_part(folder: Path, part: str) -> Any:
             return TUNet.from_pretrained(path)
         if part == "scheduler":
             config = json.loads((path / "scheduler_config.json").read_text())
-            return getattr(diffusers, config.get("_class_name", "DDIMScheduler")).from_pretrained(path)
+            check_sizes(config)
+            kind = getattr(diffusers, config.get("_class_name", "DDIMScheduler"))
+            if not issubclass(kind, diffusers.SchedulerMixin):  # type: ignore[attr-defined]
+                raise ValueError(f"{kind.__name__} is no scheduler")
+            return kind.from_pretrained(path)
         library, name = (HUB_CLASSES | SPEECH_CLASSES if is_speech(folder) else HUB_CLASSES)[part]
         if part == "text_encoder" and config_of(folder, part).get("model_type") == "clap_text_model":
             library, name = AUDIOLDM1_CLASSES[part]
         if library == "diffusers":
-            return getattr(diffusers, name).from_pretrained(path, low_cpu_mem_usage=False)
-        return getattr(transformers, name).from_pretrained(str(path))
-    except UserError:
-        raise
+            options = loading_options(path) | {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
+            return getattr(diffusers, name).from_pretrained(path, **options)
+        options = loading_options(path) | {"dtype": torch.float32} if (path / "config.json").is_file() else {}
+        return getattr(transformers, name).from_pretrained(str(path), **options)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, UserError) and str(path) in reason:
+            raise
         raise UserError(f"{path}: cannot be loaded ({reason}); save or download the part again") from None
 
 

@@ -618,3 +618,31 @@ def test_wrong_files_are_named(networks, donor, tmp_path):
     with pytest.raises(UserError, match=r"--tokenizers .*has no tokenizer_2/"):
         import_checkpoint(tmp_path / "t5.pth", tmp_path / "model", tokenizers=tmp_path)
     assert not (tmp_path / "model").exists() and not list(tmp_path.glob(".import-*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("model.diffusion_model.input_blocks.10000000000.0.weight", torch.zeros(1)),
+        ("model.diffusion_model.input_blocks.99.0.weight", torch.zeros(1)),
+        ("model.diffusion_model.input_blocks.0.0.weight", torch.zeros(())),
+        ("first_stage_model.encoder.conv_in.weight", torch.zeros(1).expand(10**9, 10**3)),
+        ("cond_stage_models.0.model.wpe.weight", torch.empty(10**9, 10**3, device="meta")),
+        ("a." * 600, torch.zeros(1)),
+        ("betas", torch.zeros(2, 2)),
+    ],
+)
+def test_odd_tensors_are_one_line_at_once(networks, tmp_path, name, tensor):
+    state = below("model.diffusion_model", networks.unet) | {name: tensor}
+    torch.save({"state_dict": state}, tmp_path / "odd.ckpt")
+    with pytest.raises(UserError, match=r"odd\.ckpt") as error:
+        import_checkpoint(tmp_path / "odd.ckpt", tmp_path / "model")
+    assert "\n" not in str(error.value) and not (tmp_path / "model").exists()
+
+
+def test_dicts_that_hold_themselves_come_to_an_end(tmp_path):
+    first: dict = {}
+    first["model"] = {"state_dict": first}
+    torch.save(first, tmp_path / "ring.ckpt")
+    with pytest.raises(UserError, match="holds no network"):
+        import_checkpoint(tmp_path / "ring.ckpt", tmp_path / "model")

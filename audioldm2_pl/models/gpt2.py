@@ -39,7 +39,7 @@ class GPT2Config:
 def build_gpt2(config: GPT2Config, num_loa_vectors: int) -> GPT2LMHeadModel:
     """GPT-2 with a vocabulary of one word: LOA comes in and goes out as vectors."""
     if config.pretrained is not None:
-        model = GPT2LMHeadModel.from_pretrained(config.pretrained)
+        model = GPT2LMHeadModel.from_pretrained(config.pretrained, dtype=torch.float32)
     else:
         model = GPT2LMHeadModel(
             TransformersGPT2Config(

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from audioldm2_pl.errors import UserError
@@ -34,6 +34,7 @@ from audioldm2_pl.models.unet_layers import (
     norm_silu,
     zero,
 )
+from audioldm2_pl.weights import read_weights
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
@@ -237,19 +238,18 @@ class TUNet(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "TUNet":
-        """Opens a folder that `save_pretrained`, ours or diffusers', wrote.
+        """Opens a folder that `save_pretrained`, ours or diffusers', wrote, in float32.
 
         Raises:
             UserError: a file is missing, or the config asks for something that T-UNet has not.
         """
         folder = Path(folder)
-        for name in ("config.json", WEIGHTS_NAME):
-            if not (folder / name).is_file():
-                raise UserError(f"{folder} holds no {name}; give a folder with a saved T-UNet")
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder} holds no config.json; give a folder with a saved T-UNet")
         config = from_hub_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         with torch.device("meta"):
             unet = cls(config)
-        unet.load_state_dict(load_file(folder / WEIGHTS_NAME), assign=True)
+        unet.load_state_dict(read_weights(folder), assign=True)
         return unet
 
 

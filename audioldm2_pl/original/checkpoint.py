@@ -20,6 +20,8 @@ Moves = Iterator[tuple[str, str, Tensor]]  # the authors' name, the name here, t
 
 # Where training scripts keep the weights: Lightning, AudioMAE, HiFi-GAN.
 WRAPPERS = ("state_dict", "model", "generator")
+MAX_WRAPPERS = 10  # one inside the other
+MAX_NAME = 1_000  # letters of a tensor's name
 
 # What files hold beside the weights, and what runs nothing: AudioMAE's command line, LAION's numpy numbers.
 VALUES: list[Any] = [
@@ -79,12 +81,28 @@ def read_checkpoint(path: Path) -> tuple[Weights, list[str]]:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: not a checkpoint of torch or safetensors ({reason})") from None
     others: list[str] = []
-    while isinstance(content, dict) and (inner := [k for k in WRAPPERS if isinstance(content.get(k), dict)]):
+    for _ in range(MAX_WRAPPERS):  # a dict may hold itself
+        if not isinstance(content, dict) or not (inner := [k for k in WRAPPERS if isinstance(content.get(k), dict)]):
+            break
         others += [str(name) for name in content if name != inner[0]]
         content = content[inner[0]]
     tensors = content if isinstance(content, dict) else {}
     others += [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]
-    return {str(name): value for name, value in tensors.items() if isinstance(value, Tensor)}, others
+    weights = {str(name): value for name, value in tensors.items() if isinstance(value, Tensor)}
+    check_tensors(path, weights)
+    return weights, others
+
+
+def check_tensors(path: Path, weights: Weights) -> None:
+    """UserError for tensors that are larger than the file, as repeated ones are, and for names that no network has."""
+    size = path.stat().st_size
+    for name, tensor in weights.items():
+        if len(name) > MAX_NAME:
+            raise UserError(f"{path}: a tensor's name has {len(name)} letters; not a checkpoint of weights")
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() * tensor.element_size() > size:
+            raise UserError(
+                f"{path}: {name} of shape {list(tensor.shape)} is not in the file; not a checkpoint of weights"
+            )
 
 
 class Checkpoint:
@@ -143,6 +161,9 @@ class Checkpoint:
             raise UserError(f"{self.path}: {name}: {error}") from None
         except KeyError as error:
             raise UserError(f"{self.path}: {name}: has no {error.args[0]}; a network of another kind") from None
+        except Exception as error:  # shapes that go with no network fail wherever they are first used
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(f"{self.path}: {name}: shapes of no network known here ({reason})") from None
         self.taken |= {first + key for key in used}
         for prefix in further:
             copies = [key for key in used if prefix + key in self.tensors]
@@ -198,6 +219,11 @@ def listing(names: list[str], shown: int = 3) -> str:
 
 
 def count(weights: Weights, pattern: str) -> int:
-    """How many items a list of layers has: 1 + the highest number at the one group of `pattern`, 0 without any."""
-    numbers = [int(found[1]) for key in weights if (found := re.match(pattern, key))]
-    return max(numbers, default=-1) + 1
+    """How many items a list of layers has: how many numbers there are at the one group of `pattern`.
+
+    Raises UserError where they do not count on from 0.
+    """
+    numbers = {found[1] for key in weights if (found := re.match(pattern, key))}
+    if numbers != {str(number) for number in range(len(numbers))}:
+        raise UserError(f"the numbers of {pattern} are {listing(sorted(numbers))}, which leave some out")
+    return len(numbers)

@@ -211,6 +211,8 @@ def scheduler_of(checkpoint: Checkpoint) -> Any:
     """DDIM over the file's noise schedule, the published one where it has none. Raises UserError for another shape."""
     betas = checkpoint.tensors.get("betas")
     config = DiffusionConfig()
+    if betas is not None and betas.ndim != 1:
+        raise UserError(f"{checkpoint.path}: betas are no schedule, their shape is {list(betas.shape)}")
     if betas is not None:
         config = DiffusionConfig(len(betas), float(betas[0]), float(betas[-1]))
         shares = torch.cumprod(1 - betas.double(), dim=0).float()

@@ -1,0 +1,53 @@
+"""A part's weights as they come from its folder: whole or in shards, of any precision, .safetensors or .bin."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from audioldm2_pl.errors import UserError
+
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of diffusers' and transformers' files
+
+
+def find_weights(folder: Path) -> Path:
+    """The file of weights, or the index of its shards; .safetensors and the whole precision come first.
+
+    Raises UserError where there is none.
+    """
+    for suffix in (".safetensors", ".bin"):
+        found = [path for path in folder.glob(f"*{suffix}*") if path.name.split(".")[0] in STEMS]
+        whole = [path for path in found if path.suffix == suffix or ".index." in path.name]
+        if whole:
+            return min(whole, key=lambda path: (variant_of(path) is not None, path.name))
+    raise UserError(f"{folder}: cannot be loaded, it holds no {STEMS[0]}.safetensors; save or download the part again")
+
+
+def variant_of(path: Path) -> str | None:
+    """`fp16` of model.fp16.safetensors and model.safetensors.index.fp16.json, None of plain names."""
+    middle = [part for part in path.name.split(".")[1:] if part not in ("safetensors", "bin", "index", "json")]
+    return middle[0] if middle else None
+
+
+def loading_options(folder: Path) -> dict[str, Any]:
+    """What `from_pretrained` of diffusers and transformers has to be told to open the folder's weights."""
+    path = find_weights(folder)
+    return {"variant": variant_of(path), "use_safetensors": ".safetensors" in path.name}
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Every tensor by name, floating ones in float32. Nothing of a .bin runs."""
+    path = find_weights(folder)
+    files = [path]
+    if path.suffix == ".json":
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        if any(Path(name).name != name for name in names):
+            raise UserError(f"{path}: names a shard outside its folder")
+        files = [folder / name for name in sorted(names)]
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        weights |= load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
