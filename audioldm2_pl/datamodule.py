@@ -22,7 +22,6 @@ steps. In validation, too, and where the clips do not fill the ranks' last step,
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice, zip_longest
@@ -40,7 +39,7 @@ from audioldm2_pl.encoded_shards import EncodedFolder, choose_caption, stack_fea
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.quarantine import MAX_BAD_FRACTION, Quarantine
 from audioldm2_pl.remote_shards import CACHE_GIB, RemoteFolder, is_remote
-from audioldm2_pl.shard_reader import BadClip, ShardFolder, captions_of, reason_of, unread_caption
+from audioldm2_pl.shard_reader import BadClip, ShardFolder, captions_of, reason_of, tell_unread_caption
 
 CROP_TRIES = 10  # draws before a silent crop is taken after all
 STORAGE_BATCH = 16  # clips of a batch in storage order: one number for all stages, which share what they make of them
@@ -160,20 +159,12 @@ class ClipStream(IterableDataset):
         try:
             name = f"{'test/' if self.validation else ''}{f}/{shard}/{clip}"
             fields = folder.load_audible(shard, clip, name in self.silent)
-            self.tell(folder, fields)
+            if self.rank == 0 and ((worker := get_worker_info()) is None or worker.id == 0):
+                tell_unread_caption(folder.path, fields)
             return self.prepare(fields, position) | {"id": name}
         except BadClip as bad:
             self.quarantine.add(folder, shard, clip, bad)
             return None
-
-    def tell(self, folder: ShardFolder, fields: dict[str, Any]) -> None:
-        """Warns, once for each folder, of captions under a name that is not read."""
-        worker = get_worker_info()
-        if self.rank == 0 and (worker is None or worker.id == 0) and (name := unread_caption(fields)):
-            warnings.warn(
-                f"{folder.path}: clips have no caption, but {name!r} in their JSON, which is not read; call it 'text'",
-                stacklevel=2,
-            )
 
     def replacement(self, position: int) -> dict[str, Any] | None:
         """The next good clip of the order for a bad one; None where each good clip comes once."""
