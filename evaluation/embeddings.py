@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.original import checkpoint
 
 Heard = tuple[Tensor, Tensor | None]  # embeddings (B, R, D), class logits (B, K) where the model is a tagger
 
@@ -124,22 +125,21 @@ def digests(path: Path, names: tuple[str, ...] = ()) -> dict[str, str]:
     return {str(file.relative_to(path.parent)): sha256_of(file) for file in files}
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A .pt or .pth file's content on the CPU, tensors and plain values only: no code of the file's is run.
+def read_checkpoint(path: Path, anchor: str) -> dict[str, Tensor]:
+    """The weights in a .pt or .pth file, without what stands before the weight `anchor` in their names; no code of the
+    file's is run.
 
     LAION's checkpoints hold numpy numbers beside the weights, so these are let through.
     """
     scalar = np.float64(0).__reduce__()[0]
     allowed = [(scalar, "numpy.core.multiarray.scalar"), np.dtype, type(np.dtype("f8")), type(np.dtype("i8"))]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling fails in many ways
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path}: no checkpoint that can be read safely ({reason}); fetch it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, not a state dict; fetch it again")
-    return content
+    with torch.serialization.safe_globals(allowed):
+        state, _ = checkpoint.read_checkpoint(path)
+    if not state:
+        raise UserError(f"{path}: holds no weights; fetch it again")
+    prefixes = [key.removesuffix(anchor) for key in state if f".{key}".endswith(f".{anchor}")]
+    prefix = min(prefixes, key=len, default="")
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def load_into(model: torch.nn.Module, state: dict[str, Tensor], path: Path) -> None:
@@ -196,7 +196,7 @@ def load_vggish(path: Path, device: str) -> Backend:
 
     with without_init():
         model = VGGish()
-    load_into(model, read_checkpoint(path), path)
+    load_into(model, read_checkpoint(path, "features.0.weight"), path)
     model = model.eval().to(device).to(memory_format=layout_of(device))  # pyright: ignore[reportCallIssue]
     return Backend(SAMPLE_RATE, lambda x: (model(x.to(device)), None), EXAMPLE_SAMPLES, weights=digests(path))
 
@@ -208,7 +208,7 @@ def load_panns(path: Path, device: str) -> Backend:
     kind = pann.Cnn14_16k if rate == 16_000 else pann.Cnn14
     with without_init():
         model = kind(rate, rate * 32 // 1000, rate // 100, mel_bins=64, fmin=50, fmax=rate // 2, classes_num=527)
-    load_into(model, read_checkpoint(path).get("model", {}), path)
+    load_into(model, read_checkpoint(path, "spectrogram_extractor.stft.conv_real.weight"), path)
     model = model.eval().to(device).to(memory_format=layout_of(device))
 
     def hear(waveform: Tensor) -> Heard:
@@ -221,7 +221,7 @@ def load_panns(path: Path, device: str) -> Backend:
 def load_passt(path: Path, device: str) -> Backend:
     """PaSST (Koutini et al. 2022, arXiv:2110.05069) from hear21passt, at most 10 s; as deep as its checkpoint."""
     passt = import_library("hear21passt.models.passt")
-    state = read_checkpoint(path)
+    state = read_checkpoint(path, "cls_token")
     depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
     with contextlib.redirect_stdout(io.StringIO()), without_init():
         mel = import_library("hear21passt.models.preprocess").AugmentMelSTFT(
@@ -249,8 +249,7 @@ def load_clap(path: Path, device: str) -> Backend:
 
     from audioldm2_pl.conditioners import load_pretrained
 
-    state = read_checkpoint(path).get("state_dict", {})
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = read_checkpoint(path, "text_branch.embeddings.word_embeddings.weight")
     state.pop("text_branch.embeddings.position_ids", None)  # older transformers stored it
     width = len(state.get("audio_branch.patch_embed.proj.weight", ()))
     sizes = {96: "HTSAT-tiny", 128: "HTSAT-base", 256: "HTSAT-large"}

@@ -26,7 +26,7 @@ from audioldm2_pl.errors import UserError
 from .clap import cosines
 from .embeddings import BACKENDS, COMPANIONS, Backend, find_weights, sha256_of
 from .fad import ClipFeatures, distance_against_n, distance_of_rows, extrapolate, per_clip_distance
-from .hearing import Heard, Pairs, listen, pair_up
+from .hearing import Heard, Pairs, listen, oddities, pair_up
 from .inception import inception_score
 from .kl import kl_of_logits, log_softmax
 from .protocols import KINDS, ModelSettings, Protocol, ScoreSettings, load_protocol
@@ -201,6 +201,11 @@ def score_folders(
             raise UserError(f"score {name} of protocol {protocol_name} needs --{needed}")
     checkpoints = {name: fetch(model, options) for name, model in protocol.models.items()}
     pairs = pair_up(generated, reference, captions, protocol)
+    odd = [
+        line
+        for side, paths in (("generated", pairs.generated), ("reference", pairs.reference))
+        for line in (oddities(side, pairs.names, paths, options.num_workers) if paths else ())
+    ]
     scores: dict[str, Score] = {}
     weights: dict[str, dict[str, str]] = {}
     for name, model in protocol.models.items():
@@ -223,7 +228,7 @@ def score_folders(
         "device": options.device,
         "resamples": options.resamples,
         "seed": options.seed,
-        "warnings": warnings_of(pairs, protocol, scores),
+        "warnings": odd + warnings_of(pairs, protocol, scores),
         "scores": {name: plain(scores[name], pairs.names) for name in protocol.scores},
         "seconds": time.perf_counter() - begin,
     }

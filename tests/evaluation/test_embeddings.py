@@ -283,13 +283,40 @@ class Trap:
 def test_checkpoints_run_no_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Trap()}, tmp_path / "trap.pt")
-    with pytest.raises(UserError, match="read safely"):
-        read_checkpoint(tmp_path / "trap.pt")
+    with pytest.raises(UserError, match="would run code"):
+        read_checkpoint(tmp_path / "trap.pt", "weight")
     assert not (tmp_path / "trapped").exists()
     torch.save({"model": {"bn0.weight": torch.ones(64)}}, tmp_path / "Cnn14_mAP=0.431.pth")
     (tmp_path / "Cnn14_mAP=0.431.pth").rename(tmp_path / "vggish-10086976.pth")
     with pytest.raises(UserError, match="not the weights of VGGish"):
         BACKENDS["vggish"](tmp_path / "vggish-10086976.pth", "cpu")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.net."])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+def test_weights_in_known_wrappers_are_found(wrapper, prefix, tmp_path):
+    path = tmp_path / "vggish-10086976.pth"
+    state = {"features.0.weight": torch.ones(2), "b": torch.zeros(3)}
+    named = {prefix + key: value for key, value in state.items()}
+    torch.save({wrapper: named, "epoch": 3} if wrapper else named, path)
+    found = read_checkpoint(path, "features.0.weight")
+    assert found.keys() == state.keys() and torch.equal(found["b"], state["b"])
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"PK\x03\x04", b"not weights", None])
+@pytest.mark.parametrize("backend", ["vggish", "panns", "passt", "clap"])
+def test_empty_and_cut_checkpoints_are_one_line(backend, content, tmp_path, eval_library):
+    if backend != "vggish":
+        eval_library(
+            {"panns": "frechet_audio_distance", "passt": "hear21passt.models.passt"}.get(backend, "laion_clap")
+        )
+    path = tmp_path / "weights.pt"
+    torch.save({"epoch": 3}, path)
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=str(path)) as caught:
+        BACKENDS[backend](path, "cpu")
+    assert "\n" not in str(caught.value)
 
 
 def test_numpy_seed_leaves_no_trace():

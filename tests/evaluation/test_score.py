@@ -1,6 +1,7 @@
 """Folders to results: pairing, reproducibility, comparison, and whether scores rank real degradations in order."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,10 @@ from evaluation.__main__ import main
 from evaluation.compare import compare, read_result
 from evaluation.embeddings import BACKENDS
 from evaluation.folders import audio_files, read_captions
-from evaluation.hearing import listen, load_ahead, pair_up
+from evaluation.hearing import listen, load_ahead, oddities, pair_up, prepare
 from evaluation.judge import Judge, JudgeConfig
 from evaluation.kl import kl_of_logits
-from evaluation.protocols import ModelSettings, Protocol, load_protocol
+from evaluation.protocols import AudioSettings, ModelSettings, Protocol, load_protocol
 from evaluation.score import ScoreOptions, score_folders, score_wer
 
 RATE = 16_000
@@ -88,6 +89,38 @@ def test_folders_that_cannot_be_scored(tmp_path):
         soundfile.write(tmp_path / f"a.{suffix}", np.zeros(10), RATE)
     with pytest.raises(UserError, match="are one name"):
         audio_files(tmp_path)
+
+
+def test_names_pair_in_either_form_of_unicode_and_hidden_files_are_none(tmp_path):
+    for side, form in (("a", "NFC"), ("b", "NFD")):
+        (tmp_path / side / ".cache").mkdir(parents=True)
+        for name in (unicodedata.normalize(form, "Glöckchen"), "._Glockchen", ".cache/x"):
+            soundfile.write(tmp_path / side / f"{name}.wav", np.zeros(10), RATE)
+    captions = tmp_path / "captions.csv"
+    captions.write_text(f"filename,caption\n{unicodedata.normalize('NFD', 'Glöckchen')}.wav,a bell\n")
+    pairs = pair_up(tmp_path / "a", tmp_path / "b", captions, Protocol())
+    assert pairs.names == ["Glöckchen"] and pairs.captions == [["a bell"]]
+
+
+def test_clips_that_say_little_are_told(tmp_path):
+    rng = np.random.default_rng(0)
+    sounds = {"a": rng.uniform(-0.5, 0.5, RATE), "b": np.full(RATE, 0.1), "c": rng.uniform(-0.5, 0.5, RATE // 100)}
+    paths = [tmp_path / f"{name}.wav" for name in sounds]
+    for path, sound in zip(paths, sounds.values()):
+        soundfile.write(path, sound, RATE)
+    assert oddities("generated", list(sounds), paths) == [
+        "generated: 1 of 3 clips are silent, first 'b'",
+        "generated: 1 of 3 clips are shorter than 0.1 s, first 'c'",
+    ]
+    assert oddities("reference", ["a"], paths[:1]) == []
+    assert oddities("reference", ["a", "b", "c"], [paths[0]] * 3) == ["reference: 3 of 3 clips are the same sound"]
+
+
+def test_a_silent_first_channel_is_not_what_is_heard(tmp_path):
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, RATE)
+    soundfile.write(tmp_path / "a.wav", np.stack([np.zeros(RATE), sound], axis=1), RATE)
+    (heard,) = prepare(tmp_path / "a.wav", AudioSettings(channel="first"), RATE)
+    np.testing.assert_allclose(heard, sound, atol=1e-4)
 
 
 def test_captions_of_a_clip_stay_together(tmp_path):
