@@ -12,7 +12,8 @@ The shard format. A split is a folder of uncompressed tars and an index.json:
      "shards": [{"name": "000000.tar", "num_clips": n, "seconds": s, "sha256": "..."}]}
 
 A clip is two members, `<key>.flac` (16-bit mono) and `<key>.json` with "text" or "captions" (a list), and, where
-known, "transcript", "labels", "source", "licence", "start", "duration".
+known, "transcript", "labels", "source", "licence", "start", "duration". Of other writers' shards wav, mp3, ogg and
+opus, txt for the caption, lists under "text" and folders in names are read, too, as webdataset reads them.
 
 The order of the clips is a function of (seed, epoch): shards are shuffled, then the clips of each shard. Ranks and
 workers take that one order in strides. A position in it is all that a resumed run needs. A bad clip's position takes
