@@ -12,7 +12,8 @@ The shard format. A split is a folder of uncompressed tars and an index.json:
      "shards": [{"name": "000000.tar", "num_clips": n, "seconds": s, "sha256": "..."}]}
 
 A clip is two members, `<key>.flac` (16-bit mono) and `<key>.json` with "text" or "captions" (a list), and, where
-known, "transcript", "labels", "source", "licence", "start", "duration".
+known, "transcript", "labels", "source", "licence", "start", "duration". Of other writers' shards wav, mp3, ogg and
+opus, txt for the caption, lists under "text" and folders in names are read, too, as webdataset reads them.
 
 The order of the clips is a function of (seed, epoch): shards are shuffled, then the clips of each shard. Ranks and
 workers take that one order in strides. A position in it is all that a resumed run needs. A bad clip's position takes
@@ -23,7 +24,6 @@ steps. In validation, too, and where the clips do not fill the ranks' last step,
 from __future__ import annotations
 
 import signal
-import warnings
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice, zip_longest
@@ -43,7 +43,7 @@ from audioldm2_pl.errors import UserError, reason_of
 from audioldm2_pl.fields import bounded, check_fields
 from audioldm2_pl.quarantine import MAX_BAD_FRACTION, Quarantine
 from audioldm2_pl.remote_shards import CACHE_GIB, RemoteFolder, is_remote
-from audioldm2_pl.shard_reader import BadClip, ShardFolder, captions_of, unread_caption
+from audioldm2_pl.shard_reader import BadClip, ShardFolder, captions_of, tell_unread_caption
 
 CROP_TRIES = 10  # draws before a silent crop is taken after all
 STORAGE_BATCH = 16  # clips of a batch in storage order: one number for all stages, which share what they make of them
@@ -167,20 +167,12 @@ class ClipStream(IterableDataset):
         try:
             name = f"{'test/' if self.validation else ''}{f}/{shard}/{clip}"
             fields = folder.load_audible(shard, clip, name in self.silent)
-            self.tell(folder, fields)
+            if self.rank == 0 and ((worker := get_worker_info()) is None or worker.id == 0):
+                tell_unread_caption(folder.path, fields)
             return self.prepare(fields, position) | {"id": name}
         except BadClip as bad:
             self.quarantine.add(folder, shard, clip, bad)
             return None
-
-    def tell(self, folder: ShardFolder, fields: dict[str, Any]) -> None:
-        """Warns, once for each folder, of captions under a name that is not read."""
-        worker = get_worker_info()
-        if self.rank == 0 and (worker is None or worker.id == 0) and (name := unread_caption(fields)):
-            warnings.warn(
-                f"{folder.path}: clips have no caption, but {name!r} in their JSON, which is not read; call it 'text'",
-                stacklevel=2,
-            )
 
     def replacement(self, position: int) -> dict[str, Any] | None:
         """The next good clip of the order for a bad one; None where each good clip comes once."""

@@ -113,7 +113,7 @@ class EncodedFolder(ShardFolder):
         for name, value in features.items():  # those of a batch are stacked
             shape = value.shape[-1:] if name == "t5" else value.shape[name in TEXT_FEATURES :]
             if self.shapes.setdefault(name, shape) != shape:
-                raise BadClip(key, f"{name} of shape {shape} where others have {self.shapes[name]}")
+                raise BadClip(key, f"{name} of another shape ({shape}, not {self.shapes[name]})")
 
     def decode(self, suffix: str, content: bytes) -> dict[str, Any]:
         if suffix == "json":

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -253,8 +254,10 @@ def check_index(index: dict[str, Any]) -> None:
             raise ValueError(f"{shard['name']} of {shard['num_clips']} clips, which is no number up to {MAX_CLIPS:,}")
     if (rate := index.get("sample_rate")) is not None and not MIN_RATE <= rate <= MAX_RATE:
         raise ValueError(f"sample_rate {rate} is not from {MIN_RATE} to {MAX_RATE} Hz")
-    if not index.get("longest_seconds", 0) >= 0:
-        raise ValueError(f"longest_seconds {index['longest_seconds']}")
+    for entry in (index, *index["shards"]):
+        for name in ("seconds", "longest_seconds"):
+            if not entry.get(name, 0) >= 0:
+                raise ValueError(f"{name} {entry[name]}")
 
 
 def missing(members: Members) -> str | None:
@@ -285,11 +288,14 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
-def unread_caption(fields: dict[str, Any]) -> str | None:
-    """The JSON's field that looks like the caption of a clip which has none."""
-    if "captions" in fields or "text" in fields:
-        return None
-    return next((name for name in fields if name not in TEXT_FIELDS and CAPTION_LIKE.search(name)), None)
+def tell_unread_caption(folder: str | Path, fields: dict[str, Any]) -> None:
+    """Warns where a clip has no caption, but one under a name that is not read; Python shows it once for a folder."""
+    names = [name for name in fields if name not in TEXT_FIELDS and CAPTION_LIKE.search(name)]
+    if names and "captions" not in fields and "text" not in fields:
+        warnings.warn(
+            f"{folder}: clips have no caption, but {names[0]!r} in their JSON, which is not read; call it 'text'",
+            stacklevel=1,
+        )
 
 
 def decode(suffix: str, content: bytes, longest_seconds: float) -> dict[str, Any]:

@@ -4,11 +4,9 @@ python -m data.describe shards/esc10 --picture esc10.png
 """
 
 import argparse
-import json
 import sys
-import tarfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from audioldm2_pl.errors import UserError, run_tool
+from audioldm2_pl.shard_reader import BadClip, ShardFolder, captions_of
 
 from .histograms import draw
 from .verify import splits_below
@@ -35,12 +34,11 @@ class Contents:
     def add(self, clip: dict[str, Any]) -> None:
         """Takes the fields of one clip's JSON."""
         seconds = float(clip["duration"])
-        captions = clip.get("captions") or [text for text in (clip.get("text"),) if text]
         self.seconds.append(seconds)
-        self.words += [len(caption.split()) for caption in captions]
+        self.words += [len(caption.split()) for caption in captions_of(clip) if caption]
         self.transcripts += bool(clip.get("transcript"))
-        self.sources[clip.get("source") or "unknown"].append(seconds)
-        self.licences[clip.get("licence") or "unknown"].append(seconds)
+        self.sources[name_of(clip.get("source"))].append(seconds)
+        self.licences[name_of(clip.get("licence"))].append(seconds)
 
     def merge(self, other: "Contents") -> None:
         self.seconds += other.seconds
@@ -53,25 +51,34 @@ class Contents:
 
 
 def read_contents(folder: Path) -> Contents:
-    """A split's contents out of its JSON members; UserError where a shard cannot be read."""
+    """A split's contents, of which bad clips are left out; UserError where a shard cannot be read."""
     contents = Contents()
+    split = ShardFolder(folder)
     try:
-        index = json.loads((folder / "index.json").read_text())
-        for shard in index["shards"]:
-            for clip in _clips(folder / shard["name"]):
-                contents.add(clip)
-        contents.left_out = len(index.get("skipped", ()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, tarfile.TarError) as error:
+        contents.left_out = len(split.index.get("skipped", ()))
+        for shard, count in enumerate(split.counts):
+            for number in range(count):
+                try:
+                    contents.add(fields_of(split, shard, number))
+                except BadClip:
+                    contents.left_out += 1
+    except (ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{folder}: cannot be read ({error}); check it with python -m data.verify {folder}") from None
     return contents
 
 
-def _clips(path: Path) -> Iterator[dict[str, Any]]:
-    with tarfile.open(path, "r:") as archive:
-        for member in archive:
-            file = archive.extractfile(member) if member.name.endswith(".json") else None
-            if file is not None:
-                yield json.loads(file.read())
+def fields_of(split: ShardFolder, shard: int, number: int) -> dict[str, Any]:
+    """A clip's fields, with its duration. BadClip where it has none."""
+    clip = split.load(shard, number, silent=True)
+    if "duration" not in clip:
+        sound = split.load(shard, number)
+        clip["duration"] = len(sound["waveform"]) / sound["sample_rate"]
+    return clip
+
+
+def name_of(value: Any) -> str:
+    """A field's value as a terminal can show it."""
+    return str(value or "unknown").encode("utf-8", "replace").decode()
 
 
 def table(rows: dict[str, Contents]) -> str:

@@ -22,8 +22,8 @@ import numpy as np
 from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.cli import pick_device
 from audioldm2_pl.config import ExperimentConfig
-from audioldm2_pl.datamodule import ShardFolder
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.shard_reader import ShardFolder, captions_of
 
 from .clips import LabelledClip, read_clips
 from .protocols import KINDS, load_protocol
@@ -69,9 +69,8 @@ def read_test_clips(split: Path, audio: AudioConfig, limit: int | None = None) -
     stored = (folder.read(shard, number) for shard, count in enumerate(folder.counts) for number in range(count))
     for number, (clip, fields) in enumerate(zip(read_clips(split, audio), stored)):
         if number in chosen:
-            captions = fields.get("captions") or [clip.text]
             spoken = fields.get("transcript", "")
-            yield TestClip(**vars(clip), captions=captions, transcript=spoken,
+            yield TestClip(**vars(clip), captions=captions_of(fields), transcript=spoken,
                            stored=fields["waveform"], stored_rate=fields["sample_rate"])  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from audioldm2_pl.audio import AudioConfig, is_silent, prepare_clip
+from audioldm2_pl.errors import UserError
 from audioldm2_pl.shard_reader import ShardFolder, captions_of
 
 
@@ -52,11 +53,15 @@ def read_clips(split: Path, audio: AudioConfig) -> Iterator[LabelledClip]:
 
 
 def events_of(clip: dict[str, Any], audio: AudioConfig) -> list[Event]:
-    if "events" in clip:
-        events = [Event(e["name"], float(e["start"]), float(e["duration"])) for e in clip["events"]]
-        return sorted(events, key=lambda event: event.start)
-    labels = clip.get("labels", [])
-    return [Event(labels[0], 0.0, audio.clip_seconds)] if len(labels) == 1 else []
+    """UserError where the clip's events or labels are none."""
+    try:
+        if "events" in clip:
+            events = [Event(str(e["name"]), float(e["start"]), float(e["duration"])) for e in clip["events"]]
+            return sorted(events, key=lambda event: event.start)
+        labels = list(clip.get("labels") or ())
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"clip {clip['key']}: its events need name, start and duration, its labels a list") from None
+    return [Event(str(labels[0]), 0.0, audio.clip_seconds)] if len(labels) == 1 else []
 
 
 def digest_of_index(split: Path) -> str:

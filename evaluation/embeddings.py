@@ -129,6 +129,8 @@ def read_weights(path: Path, anchor: str) -> dict[str, Tensor]:
     """A checkpoint's tensors by the names that follow the one that ends in `anchor`: wrappers such as {"state_dict": …}
     and prefixes such as "module." are taken off. No code of the file's is run."""
     tensors, _ = read_checkpoint(path)
+    if not tensors:
+        raise UserError(f"{path}: holds no weights; fetch it again")
     found = [key.removesuffix(anchor) for key in tensors if f".{key}".endswith(f".{anchor}")]
     prefix = min(found, key=len, default="")
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

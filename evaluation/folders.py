@@ -16,12 +16,13 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
 
 def audio_files(folder: Path) -> dict[str, Path]:
-    """Relative name without suffix -> file, for the audio anywhere below `folder`; hidden files are none."""
+    """Relative name without suffix, in NFC -> file, for the audio anywhere below `folder` that is not hidden."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of audio")
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
             name = name_of(path.relative_to(folder))
             if name in files:
                 raise UserError(f"{folder}: {files[name].name} and {path.name} are one name; keep one of them")

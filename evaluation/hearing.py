@@ -5,26 +5,31 @@ Generated clips, reference clips and captions pair by their name relative to the
 Shapes: N clips, T samples, R rows, D embedding size, K classes.
 """
 
-from collections import deque
+import hashlib
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import soxr
 import torch
 
-from audioldm2_pl.audio import fit_length
+from audioldm2_pl.audio import choose_channel, fit_length, is_silent
 from audioldm2_pl.errors import UserError
 
 from .embeddings import Backend
 from .fad import ClipFeatures
 from .folders import audio_files, read_audio, read_captions
 from .protocols import AudioSettings, ModelSettings, Protocol
+
+SHORT_SECONDS = 0.1  # a clip below this is told: no model hears anything in it
+
+Loaded = TypeVar("Loaded")
 
 
 @dataclass
@@ -71,7 +76,7 @@ def pair_up(generated: Path, reference: Path | None, captions: Path | None, prot
 def prepare(path: Path, settings: AudioSettings, sample_rate: int, min_samples: int = 1) -> list[np.ndarray]:
     """File => its windows in order at the model's `sample_rate`, float32 (T,), each of `min_samples` at least."""
     channels, rate = read_audio(path)
-    waveform = channels[:, 0] if settings.channel == "first" else channels.mean(axis=1)
+    waveform = choose_channel(channels) if settings.channel == "first" else channels.mean(axis=1)
     for target in (settings.load_rate, sample_rate):
         if target and rate != target:
             waveform, rate = soxr.resample(waveform, rate, target), target
@@ -121,9 +126,30 @@ def window_batches(
         yield batch
 
 
-def load_ahead(
-    load: Callable[[Path], list[np.ndarray]], paths: list[Path], num_workers: int
-) -> Iterator[list[np.ndarray]]:
+def oddities(side: str, names: list[str], paths: list[Path], num_workers: int = 4) -> list[str]:
+    """A line for each kind of clips that say little of a system: silent, very short, all alike."""
+    facts = list(load_ahead(facts_of, paths, num_workers))
+    silent = [name for name, (is_silent, _, _) in zip(names, facts) if is_silent]
+    short = [name for name, (_, seconds, _) in zip(names, facts) if seconds < SHORT_SECONDS]
+    lines = [
+        f"{side}: {len(found)} of {len(names)} clips are {kind}, first {found[0]!r}"
+        for kind, found in (("silent", silent), (f"shorter than {SHORT_SECONDS} s", short))
+        if found
+    ]
+    (_, most), *_ = Counter(digest for _, _, digest in facts).most_common(1)
+    if most > 1 and 2 * most > len(names):
+        lines.append(f"{side}: {most} of {len(names)} clips are the same sound")
+    return lines
+
+
+def facts_of(path: Path) -> tuple[bool, float, str]:
+    """Whether a file is silent, its seconds, and its sound's sha256."""
+    channels, rate = read_audio(path)
+    waveform = choose_channel(channels)
+    return is_silent(waveform), len(waveform) / rate, hashlib.sha256(waveform.tobytes()).hexdigest()
+
+
+def load_ahead(load: Callable[[Path], Loaded], paths: list[Path], num_workers: int) -> Iterator[Loaded]:
     """load(path) of each path in order; threads stay a few files ahead, so that memory does not grow with the files."""
     rest = iter(paths)
     with ThreadPoolExecutor(num_workers) as pool:

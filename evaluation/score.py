@@ -21,21 +21,18 @@ import numpy as np
 import soundfile
 import torch
 
-from audioldm2_pl.audio import SILENT_PEAK
 from audioldm2_pl.errors import UserError
 
 from .clap import cosines
 from .embeddings import BACKENDS, COMPANIONS, Backend, find_weights, sha256_of
 from .fad import ClipFeatures, distance_against_n, distance_of_rows, extrapolate, per_clip_distance
-from .folders import read_audio
-from .hearing import Heard, Pairs, listen, pair_up
+from .hearing import Heard, Pairs, listen, oddities, pair_up
 from .inception import inception_score
 from .kl import kl_of_logits, log_softmax
 from .protocols import KINDS, ModelSettings, Protocol, ScoreSettings, load_protocol
 from .uncertainty import Interval, linearised, mean_interval, sample_size_warning, statistic_interval
 from .wer import RECOGNISERS, word_errors
 
-SHORT_SECONDS = 0.1  # of a clip that is hardly one
 LIBRARIES = (
     "torch",
     "torchaudio",
@@ -204,6 +201,11 @@ def score_folders(
             raise UserError(f"score {name} of protocol {protocol_name} needs --{needed}")
     checkpoints = {name: fetch(model, options) for name, model in protocol.models.items()}
     pairs = pair_up(generated, reference, captions, protocol)
+    odd = [
+        line
+        for side, paths in (("generated", pairs.generated), ("reference", pairs.reference))
+        for line in (oddities(side, pairs.names, paths, options.num_workers) if paths else ())
+    ]
     scores: dict[str, Score] = {}
     weights: dict[str, dict[str, str]] = {}
     for name, model in protocol.models.items():
@@ -226,7 +228,7 @@ def score_folders(
         "device": options.device,
         "resamples": options.resamples,
         "seed": options.seed,
-        "warnings": [*warnings_of(pairs, protocol, scores), *clip_warnings(pairs)],
+        "warnings": odd + warnings_of(pairs, protocol, scores),
         "scores": {name: plain(scores[name], pairs.names) for name in protocol.scores},
         "seconds": time.perf_counter() - begin,
     }
@@ -322,22 +324,6 @@ def warnings_of(pairs: Pairs, protocol: Protocol, scores: dict[str, Score]) -> l
         if "embedding_size" in score.details:
             lines.append(sample_size_warning(name, score.details["rows"], score.details["embedding_size"]) or "")
     return [line for line in lines if line]
-
-
-def clip_warnings(pairs: Pairs) -> list[str]:
-    """What makes a score of these clips doubtful: silence, clips of no length, one sound under all names."""
-    lines = []
-    for side, paths in (("generated", pairs.generated), ("reference", pairs.reference)):
-        sounds = [read_audio(path) for path in paths]
-        silent = [name for name, (sound, _) in zip(pairs.names, sounds) if np.ptp(sound, axis=0).max() <= SILENT_PEAK]
-        short = [name for name, (sound, rate) in zip(pairs.names, sounds) if len(sound) < SHORT_SECONDS * rate]
-        if silent:
-            lines.append(f"{side}: {len(silent)} clips are silent, first {silent[0]!r}")
-        if short:
-            lines.append(f"{side}: {len(short)} clips are shorter than {SHORT_SECONDS} s, first {short[0]!r}")
-        if len(paths) > 1 and len({hashlib.sha256(sound.tobytes()).digest() for sound, _ in sounds}) == 1:
-            lines.append(f"{side}: all {len(paths)} clips are the same sound")
-    return lines
 
 
 def plain(score: Score, names: list[str]) -> dict[str, Any]:

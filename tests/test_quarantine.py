@@ -16,6 +16,7 @@ import torch
 
 from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.datamodule import AudioShards, ClipStream, DataConfig, ShardFolder
+from audioldm2_pl.encoded_shards import EncodedFolder, members_of
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.quarantine import Quarantine
 from audioldm2_pl.shard_reader import SOUNDS, BadClip
@@ -385,3 +386,20 @@ def test_nothing_but_bad_clips_is_an_error(tmp_path):
 def test_the_limit_is_a_share(fraction):
     with pytest.raises(UserError, match="max_bad_fraction"):
         DataConfig(max_bad_fraction=fraction)
+
+
+def test_features_of_another_shape_leave_their_clip_out(tmp_path):
+    """Features of one batch are stacked."""
+    shapes = {"a": (2, 3), "b": (2, 4), "c": (2, 3)}
+    clips = {key: members_of({"text": key}, {"mean": np.zeros(shape, np.float16)}) for key, shape in shapes.items()}
+    clips["d"] = members_of({"text": "d"}, {"mean": np.full((2, 3), np.nan, np.float16)})
+    folder = make_shard(tmp_path / "x", clips)
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**index, "features": ["mean"]}))
+    folders = [EncodedFolder(folder, ["mean"])]
+    found = ClipStream(folders, AUDIO, NUM_SAMPLES, 0, 2, None, quarantine=Quarantine(folders, 1.0))
+    assert keys(found) == ["a", "c"]
+    assert [reason.partition(" (")[0] for reason in found.quarantine.bad.values()] == [
+        "mean of another shape",
+        "damaged mean.npy",
+    ]

@@ -161,7 +161,7 @@ class Stage(L.LightningModule):
         if "features" in batch:
             stored = batch["features"]
             return self.of_stored({k: v.float() if v.is_floating_point() else v for k, v in stored.items()})
-        if not all(clip in self.cache for clip in batch["id"]):
+        if not self.cache or not all(clip in self.cache for clip in batch["id"]):
             return self.features(batch)
         rows = [self.cache[clip] for clip in batch["id"]]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

@@ -1,5 +1,10 @@
+import io
+import json
+import tarfile
+
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from data import describe, histograms
@@ -9,9 +14,15 @@ from data.shards import Clip, write_shards
 @pytest.fixture
 def folder(tmp_path):
     train = [
-        Clip("a", text="a dog barks", waveform=np.zeros(16_000), source="ESC", licence="CC0"),
-        Clip("b", captions=["a cat", "a small cat meows"], waveform=np.zeros(32_000), source="ESC", licence="CC BY"),
-        Clip("c", transcript="hello", waveform=np.zeros(48_000), source="LJSpeech"),
+        Clip("a", text="a dog barks", waveform=np.tile([0.1, -0.1], 16_000 // 2), source="ESC", licence="CC0"),
+        Clip(
+            "b",
+            captions=["a cat", "a small cat meows"],
+            waveform=np.tile([0.1, -0.1], 32_000 // 2),
+            source="ESC",
+            licence="CC BY",
+        ),
+        Clip("c", transcript="hello", waveform=np.tile([0.1, -0.1], 48_000 // 2), source="LJSpeech"),
         Clip("d", path=tmp_path / "missing.wav"),
     ]
     write_shards(train, tmp_path / "out/train", clips_per_shard=2, num_workers=1)
@@ -38,7 +49,24 @@ def test_table_and_picture(folder, tmp_path, capsys):
     image = np.asarray(Image.open(path))
     assert image.shape[2] == 3 and (image == histograms.FILL).all(axis=2).sum() > 1000
     assert describe.main([str(tmp_path)]) == 2
-    assert "python -m data.verify" in capsys.readouterr().err
+    assert "no shards here" in capsys.readouterr().err
+
+
+def test_shards_by_other_writers(tmp_path):
+    """Without durations, with lists under "text", sources that are no words, and a clip that is none."""
+    sound = io.BytesIO()
+    soundfile.write(sound, np.zeros(8000), 16_000, format="WAV")
+    texts = {"a": {"text": ["one", "two three"], "source": ["x"]}, "b": {"source": "\ud800"}, "c": {"text": 3}}
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for key, fields in texts.items():
+            for suffix, content in (("WAV", sound.getvalue()), ("json", json.dumps(fields).encode())):
+                member = tarfile.TarInfo(f"./{key}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    (tmp_path / "index.json").write_text(json.dumps({"format": 1, "shards": [{"name": "0.tar", "num_clips": 3}]}))
+    contents = describe.read_contents(tmp_path)
+    assert (contents.seconds, contents.words, contents.left_out) == ([0.5, 0.5], [1, 2], 1)
+    assert contents.sources == {"['x']": [0.5], "?": [0.5]}
 
 
 def test_heights_of_bars(tmp_path):

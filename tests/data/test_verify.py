@@ -7,15 +7,19 @@ import numpy as np
 import pytest
 import soundfile
 
+from audioldm2_pl.audio import AudioConfig
+from audioldm2_pl.datamodule import ClipStream
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.quarantine import Quarantine
+from audioldm2_pl.shard_reader import ShardFolder
 from data import verify as command
 from data.shards import Clip, write_shards
 from data.verify import check, verify
 
 
-def flac(waveform, rate=16_000):
+def flac(waveform, rate=16_000, kind="FLAC"):
     content = io.BytesIO()
-    soundfile.write(content, waveform, rate, format="FLAC")
+    soundfile.write(content, waveform, rate, format=kind)
     return content.getvalue()
 
 
@@ -46,7 +50,8 @@ def rewrite(split, members):
     (split / "index.json").write_text(json.dumps(index))
 
 
-GOOD = {"a.flac": flac(np.zeros(1600)), "a.json": b"{}"}
+NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, 1600)
+GOOD = {"a.flac": flac(NOISE), "a.json": b"{}"}
 
 
 def test_names_every_bad_shard(split, capsys):
@@ -73,17 +78,17 @@ def test_names_every_bad_shard(split, capsys):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"a.flac": flac(np.zeros(1600))[:-200]}, "member a.flac"),
-        ({"a.flac": flac(np.zeros(1600), 8000)}, "8000 Hz where index.json says 16000"),
-        ({"a.json": b'{"text": '}, "member a.json"),
-        ({"a.json": b"[]"}, "no JSON object"),
-        ({"a.pickle": b"cos\nsystem\n."}, "member a.pickle: has no place"),
-        ({"run.pyd": b""}, "member run.pyd: has no place"),
+        ({"a.flac": flac(NOISE)[:-200]}, "clip a cannot be read: damaged flac"),
+        ({"a.flac": flac(NOISE[:800], 8000)}, "8000 Hz where index.json says 16000"),
+        ({"a.json": b'{"text": '}, "clip a cannot be read: damaged json"),
+        ({"a.json": b"[]"}, "no fields of a clip"),
+        ({"a.pickle": b"cos\nsystem\n."}, "carries a.pickle"),
+        ({"run.pyd": b""}, "carries run.pyd"),
         ({"a.latent.npy": array(np.array([1.0, np.nan]))}, "no finite numbers"),
         ({"a.latent.npy": array(np.array([{}], dtype=object))}, "allow_pickle"),
-        ({"b.json": b"{}"}, "clip b lacks its flac"),
-        ({"b.flac": flac(np.zeros(1600)), "b.json": b"{}"}, "holds 2 clips, index.json says 1"),
-        ({"a.flac": flac(np.zeros(1000))}, "holds 0.062 s, index.json says 0.1"),
+        ({"a.txt": b"\xff"}, "damaged txt"),
+        ({"b.flac": flac(NOISE), "b.json": b"{}"}, "2 clips where index.json says 1"),
+        ({"a.flac": flac(NOISE[:1000])}, "holds 0.062 s, index.json says 0.1"),
     ],
 )
 def test_every_member_is_looked_into(split, members, message):
@@ -92,6 +97,33 @@ def test_every_member_is_looked_into(split, members, message):
     rewrite(split, {**GOOD, **members})
     (fault,) = check(split)[1]
     assert "000002.tar" in fault and message in fault
+
+
+@pytest.mark.parametrize(
+    ("members", "good"),
+    [
+        ({"./a.flac": flac(NOISE), "./a.json": b"{}"}, True),
+        ({"v1.0/a.FLAC": flac(NOISE), "v1.0/a.JSON": b'{"text": ["one", "two"]}'}, True),
+        ({"a.wav": flac(NOISE, kind="WAV"), "a.txt": b"a hiss"}, True),
+        ({**GOOD, "a.cls": b"3", "._a.flac": b"x"}, True),
+        ({**GOOD, "a.json": b'{"text": "  "}'}, False),
+        ({**GOOD, "a.json": b'{"text": "\\ud800"}'}, False),
+        ({**GOOD, "a.json": b'{"text": 3}'}, False),
+        ({**GOOD, "a.json": b"[" * 100_000}, False),
+        ({**GOOD, "A.flac": b"", "a.FLAC": flac(NOISE)}, False),
+        ({**GOOD, "a.flac": flac(np.zeros(1600))}, False),
+        ({"a.flac": flac(NOISE)}, False),
+        ({**GOOD, "a.latent.npy": array(np.array([np.inf]))}, False),
+    ],
+)
+def test_builder_verify_and_reader_agree_on_what_a_clip_is(members, good, split):
+    assert not list(check(split)[1])  # the builder's own
+    rewrite(split, members)
+    faults = list(check(split)[1])
+    folders = [ShardFolder(split)]
+    stream = ClipStream(folders, AudioConfig(), 1600, 0, 2, None, quarantine=Quarantine(folders, 1.0))
+    assert len(list(stream)) == 4 + good
+    assert bool(faults) != good
 
 
 def test_what_is_no_file_in_a_tar(split):
@@ -105,4 +137,4 @@ def test_what_is_no_file_in_a_tar(split):
     index["num_clips"] = 6
     (split / "index.json").write_text(json.dumps(index))
     faults = list(check(split)[1])
-    assert "b.flac: is no file" in faults[0] and "num_clips 6, its shards have 5" in faults[1]
+    assert len(faults) == 1 and "num_clips 6, its shards have 5" in faults[0]  # a link is no member
