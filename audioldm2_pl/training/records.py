@@ -79,16 +79,17 @@ def is_finished(experiment: ExperimentConfig, name: str) -> bool:
 def record_finished(experiment: ExperimentConfig, stage: Stage, seconds: float) -> None:
     record = record_of(experiment, stage.name)
     record.parent.mkdir(parents=True, exist_ok=True)
-    report = {"seconds": seconds, "batches": stage.config.batches, "peak_memory_gib": peak_memory_gib()}
+    report = {"seconds": seconds, "batches": stage.config.batches, **peak_memory()}
     record.write_text(json.dumps({**report, "recipe": recipe(experiment, stage.name)}, indent=2) + "\n")
     print(f"{stage.name}: finished in {seconds:.0f} s", flush=True)
 
 
-def peak_memory_gib() -> float:
-    """Most memory that this process has held, on the host and on the GPU."""
+def peak_memory() -> dict[str, float]:
+    """Most memory that this process has held: `peak_memory_gib` on the host, `peak_gpu_memory_gib` where there is one."""
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     host /= 2**30 if sys.platform == "darwin" else 2**20  # in bytes there, elsewhere in KiB
-    return host + (torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0)
+    gpu = {"peak_gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30} if torch.cuda.is_available() else {}
+    return {"peak_memory_gib": host, **gpu}
 
 
 def kept_parts(experiment: ExperimentConfig, name: str) -> Path:
