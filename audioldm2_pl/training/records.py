@@ -85,7 +85,7 @@ def record_finished(experiment: ExperimentConfig, stage: Stage, seconds: float) 
 
 
 def peak_memory() -> dict[str, float]:
-    """Most memory that this process has held: `peak_memory_gib` on the host, `peak_gpu_memory_gib` where there is one."""
+    """Most memory that this process has held, on the host and, where there is one, on the GPU."""
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     host /= 2**30 if sys.platform == "darwin" else 2**20  # in bytes there, elsewhere in KiB
     gpu = {"peak_gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30} if torch.cuda.is_available() else {}
