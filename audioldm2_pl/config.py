@@ -73,13 +73,11 @@ class TrainerConfig:
     """Where and how loudly the stages run; no field changes what they compute but `precision`."""
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
-    devices: str = "auto"  # a count, or auto for all that are there
+    devices: str = "auto"  # a count, ids as in 0,1, or auto for all that are there
     num_nodes: int = bounded(1, ge=1)  # machines of a torchrun or SLURM job
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"  # Lightning's names
     num_threads: int | None = bounded(None, ge=1, le=65_536)  # of the CPU; null leaves torch's choice
-    parallel_stages: int = bounded(
-        1, ge=1
-    )  # of clap, audiomae, vae, vocoder at a time, where several CPU cores share the work
+    parallel_stages: int = bounded(1, ge=1)  # of clap, audiomae, vae, vocoder at a time, on a CPU of several cores
     loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)  # beside the CSV
     log_every_batches: int = bounded(20, ge=1)  # losses go to the logs this often
     validate_every_batches: int | None = bounded(None, ge=1)  # null never validates
@@ -133,8 +131,8 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         check_name(self.name)
-        if not re.fullmatch(r"auto|[1-9]\d*", self.trainer.devices):
-            raise UserError(f"trainer.devices={self.trainer.devices!r} has to be auto, or a count of 1 or more")
+        if not re.fullmatch(r"auto|-1|[1-9]\d*|\d+,(\d+(,\d+)*)?", self.trainer.devices):
+            raise UserError(f"trainer.devices={self.trainer.devices!r} has to be auto, a count, or ids as in 0,1")
         self.from_ = {part: source for part, source in self.from_.items() if source is not None}
         self.start_from = {part: source for part, source in self.start_from.items() if source is not None}
         for stage in self.stages:

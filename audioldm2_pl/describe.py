@@ -89,6 +89,14 @@ def condition_dims(experiment: ExperimentConfig) -> list[int]:
     return [clap.projection_dim, t5.d_model if t5.pretrained is None else pretrained_dim]
 
 
+def pretrained_of(experiment: ExperimentConfig) -> dict[str, str]:
+    """Network -> hub id or folder, of those whose sizes only their files tell."""
+    conditioners = experiment.conditioners
+    t5 = None if experiment.is_speech else conditioners.t5.pretrained
+    sources = {"clap": conditioners.clap.pretrained, "t5": t5, "loa generator": experiment.gpt2.pretrained}
+    return {name: source for name, source in sources.items() if source is not None}
+
+
 def num_symbols(experiment: ExperimentConfig) -> int | None:
     phonemes = experiment.conditioners.phonemes
     return None if phonemes is None else phonemes.max_length
@@ -165,8 +173,8 @@ def training_memory(experiment: ExperimentConfig, stage: str, networks: dict[str
     trained = sum(num_parameters(networks[name]) for name in TRAINED[stage] if name in networks)
     frozen = sum(num_parameters(networks[name]) for name in frozen_networks(experiment, stage) if name in networks)
     copies = 4 + (config.ema_decay is not None)
-    half = 0.5 if experiment.trainer.precision in ("bf16-mixed", "16-mixed") else 1.0
-    return (BYTES * (copies * trained + frozen) + half * activation_bytes(experiment, stage, networks)) / GIB
+    # autocast keeps float32 tensors beside its half ones, so activations are no smaller under it
+    return (BYTES * (copies * trained + frozen) + activation_bytes(experiment, stage, networks)) / GIB
 
 
 def describe(experiment: ExperimentConfig) -> str:
@@ -187,10 +195,11 @@ def describe(experiment: ExperimentConfig) -> str:
         "# parameters",
     ]  # fmt: skip
     lines += [f"{name:<24}{num_parameters(network) / 1e6:10.2f} M" for name, network in networks.items()]
-    for name, config in (("clap", experiment.conditioners.clap), ("t5", experiment.conditioners.t5)):
-        if config.pretrained is not None and not (name == "t5" and experiment.is_speech):
-            lines.append(f"{name:<24}{config.pretrained:>12}")
-    lines += ["", "# training memory, estimated, on each device (CLAP's and GPT-2's activations are not counted)"]
+    lines += [f"{name:<24}{source:>12}" for name, source in pretrained_of(experiment).items()]
+    left_out = [f"weights of {name} ({source})" for name, source in pretrained_of(experiment).items()]
+    left_out += ["activations of CLAP, T5, phonemes and GPT-2", "cached features"]
+    lines += ["", "# training memory, estimated, on each device: weights, gradients, Adam's averages, EMA, activations"]
+    lines += [f"# not counted: {'; '.join(left_out)}"]
     for stage in experiment.stages:
         config = getattr(experiment.training, stage)
         memory = training_memory(experiment, stage, networks)

@@ -13,7 +13,7 @@ import torch
 from audioldm2_pl.cli import pick_device
 from audioldm2_pl.config import ExperimentConfig, to_plain
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.training.records import peak_memory_gib
+from audioldm2_pl.training.records import peak_memory
 
 from .clips import digest_of_index
 from .costs import cost_of_stages, describe_device, loss_curves
@@ -146,11 +146,13 @@ def costs(experiment: ExperimentConfig, report_seconds: float) -> dict:
     training = json.loads(spent.read_text())["train"] if spent.is_file() else sum(stages.values())
     seconds = {**stages, "report": report_seconds, "total": training + report_seconds}
     memory = cost_of_stages(experiment.run_folder, "peak_memory_gib")
-    memory["report"] = peak_memory_gib()
+    memory["report"] = peak_memory()["peak_memory_gib"]
+    gpu_memory = cost_of_stages(experiment.run_folder, "peak_gpu_memory_gib")
     return {
         "seconds": seconds,
         "peak_memory_gib": max(memory.values()),
         "peak_memory_gib_by_stage": memory,
+        "peak_gpu_memory_gib_by_stage": gpu_memory,
     }
 
 

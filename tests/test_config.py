@@ -32,6 +32,19 @@ def test_describe_of_the_full_size_names_the_published_numbers():
     assert "λ=8: 8 vectors" in text
 
 
+def test_describe_says_what_memory_it_does_not_count():
+    text = describe(load_experiment(EXPERIMENTS[0].parent / "base_16k.yaml"))
+    (line,) = [line for line in text.splitlines() if line.startswith("# not counted")]
+    assert all(name in line for name in ("openai-community/gpt2", "google/flan-t5-large", "laion/clap-htsat-unfused"))
+
+
+def test_autocast_halves_no_activations():
+    demo = EXPERIMENTS[0].parent / "demo.yaml"
+    whole, mixed = (load_experiment(demo, [f"trainer.precision={name}"]) for name in ("32-true", "bf16-mixed"))
+    networks = build_networks(whole)
+    assert training_memory(mixed, "vae", networks) == training_memory(whole, "vae", networks)
+
+
 def test_plain_config_holds_only_plain_values():
     def walk(value):
         if isinstance(value, dict):

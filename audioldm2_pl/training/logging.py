@@ -10,9 +10,6 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from audioldm2_pl.config import ExperimentConfig
-from audioldm2_pl.errors import UserError
-
-LOGGERS = ("tensorboard", "wandb")
 
 
 class LossCurves(L.Callback):
@@ -54,8 +51,6 @@ def build_loggers(experiment: ExperimentConfig, stage: str) -> list:
     loggers: list = []
     folder = experiment.run_folder / "logs" / stage
     for name in experiment.trainer.loggers:
-        if name not in LOGGERS:
-            raise UserError(f"trainer.loggers: no logger {name!r}; there are {', '.join(LOGGERS)}")
         folder.mkdir(parents=True, exist_ok=True)
         if name == "tensorboard":
             loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))

@@ -128,7 +128,7 @@ def record_finished(experiment: ExperimentConfig, stage: Stage, resumable: Resum
         "seconds": resumable.elapsed(),
         "batches": stage.config.batches,
         "clips": num_clips,
-        "peak_memory_gib": peak_memory_gib(),
+        **peak_memory(),
         "parts": list(stage.parts()),
         "resumed_with_other_settings": resumable.changes,
         "recipe": resumable.recipe,
@@ -137,11 +137,12 @@ def record_finished(experiment: ExperimentConfig, stage: Stage, resumable: Resum
     print(f"{stage.name}: finished in {report['seconds']:.0f} s", flush=True)
 
 
-def peak_memory_gib() -> float:
-    """Most memory that this process has held, on the host and on the GPU."""
+def peak_memory() -> dict[str, float]:
+    """Most memory that this process has held, on the host and, where there is one, on the GPU."""
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     host /= 2**30 if sys.platform == "darwin" else 2**20  # in bytes there, elsewhere in KiB
-    return host + (torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0)
+    gpu = {"peak_gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30} if torch.cuda.is_available() else {}
+    return {"peak_memory_gib": host, **gpu}
 
 
 def kept_parts(experiment: ExperimentConfig, name: str) -> Path:
