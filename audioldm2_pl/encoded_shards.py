@@ -42,6 +42,7 @@ FEATURES = {  # part -> what it says of a clip
     "clap": ("clap", "clap_text"),
     "t5": ("t5", "t5_length"),
 }
+FRONT_END = 2  # counts the ways in which `audio.prepare_clip` has brought clips to the networks
 TEXT_FEATURES = ("clap_text", "t5", "t5_length")  # a row for each caption
 
 
@@ -64,6 +65,8 @@ class EncodedFolder(ShardFolder):
         own = [(shard["num_clips"], shard.get("source_sha256")) for shard in self.index["shards"]]
         if own != [(shard["num_clips"], shard.get("sha256")) for shard in source.index["shards"]]:
             raise UserError(f"{self.path}: not of the shards that {source.path} holds now; {self.advice}")
+        if self.index.get("front_end") != FRONT_END:
+            raise UserError(f"{self.path}: made of clips that were levelled in another way; {self.advice}")
         ours, theirs = dataclasses.asdict(audio), self.index.get("audio", {})
         for name in ours:
             if ours[name] != theirs.get(name):

@@ -33,7 +33,7 @@ from audioldm2_pl.audio import Fbank, LogMel
 from audioldm2_pl.checkpoints import ModelFolder
 from audioldm2_pl.config import ExperimentConfig, load_experiment
 from audioldm2_pl.datamodule import AudioShards, ClipStream
-from audioldm2_pl.encoded_shards import FEATURES, bad_members, digest_of, members_of
+from audioldm2_pl.encoded_shards import FEATURES, FRONT_END, bad_members, digest_of, members_of
 from audioldm2_pl.errors import UserError, run_tool
 from audioldm2_pl.shard_reader import SHARD_FORMAT, BadClip, ShardFolder, captions_of
 from audioldm2_pl.training.ldm import encode_latent
@@ -322,6 +322,7 @@ def encode_experiment(experiment: ExperimentConfig, batch_size: int = BATCH_SIZE
         raise UserError(f"{folder.path}: neither vae nor audiomae is ready; train their stages first")
     provenance = {
         "dtype": dtype,
+        "front_end": FRONT_END,
         "audio": json.loads(json.dumps(dataclasses.asdict(experiment.audio))),
         "parts": parts,
     }

@@ -22,6 +22,7 @@ Moves = Iterator[tuple[str, str, Tensor]]  # the authors' name, the name here, t
 WRAPPERS = ("state_dict", "model", "generator")
 MAX_WRAPPERS = 10  # one inside the other
 MAX_NAME = 1_000  # letters of a tensor's name
+MAX_REPEATED = 2**31  # bytes of a tensor that repeats what the file holds
 
 # What files hold beside the weights, and what runs nothing: AudioMAE's command line, LAION's numpy numbers.
 VALUES: list[Any] = [
@@ -94,12 +95,12 @@ def read_checkpoint(path: Path) -> tuple[Weights, list[str]]:
 
 
 def check_tensors(path: Path, weights: Weights) -> None:
-    """UserError for tensors that are larger than the file, as repeated ones are, and for names that no network has."""
-    size = path.stat().st_size
+    """UserError for tensors far larger than the file, which repeat what it holds, and for names that no network has."""
+    most = max(MAX_REPEATED, path.stat().st_size)
     for name, tensor in weights.items():
         if len(name) > MAX_NAME:
             raise UserError(f"{path}: a tensor's name has {len(name)} letters; not a checkpoint of weights")
-        if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() * tensor.element_size() > size:
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() * tensor.element_size() > most:
             raise UserError(
                 f"{path}: {name} of shape {list(tensor.shape)} is not in the file; not a checkpoint of weights"
             )

@@ -20,7 +20,7 @@ class OptimizerConfig:
     """An optimiser and how its learning rate goes."""
 
     name: Literal["adamw", "adam"] = "adamw"
-    learning_rate: float = bounded(1e-4, gt=0, le=1)  # after the warm-up
+    learning_rate: float = bounded(1e-4, ge=0, le=1)  # after the warm-up
     learning_rates: dict[str, float | None] = bounded(dict, ge=0, le=1)  # of networks by name, such as vae.encoder
     betas: tuple[float, float] = bounded((0.9, 0.999), ge=0, lt=1)  # of Adam's two averages
     weight_decay: float = bounded(1e-2, ge=0)  # adamw only

@@ -155,6 +155,16 @@ def test_members_are_arrays_and_json(encoded, corpus):
             assert clip["features"]["mean"].dtype == np.float16
 
 
+def test_features_of_an_earlier_front_end_are_refused(encoded, tmp_path):
+    folder = shutil.copytree(encoded.data.encoded[0], tmp_path / "features")
+    index = json.loads((folder / "index.json").read_text())
+    del index["front_end"]
+    (folder / "index.json").write_text(json.dumps(index))
+    data = dataclasses.replace(encoded.data, encoded=[str(folder)])
+    with pytest.raises(UserError, match="levelled in another way; encode the clips again"):
+        read(dataclasses.replace(encoded, data=data))
+
+
 def test_stale_features_are_refused(encoded, corpus, given, tmp_path):
     read(encoded)
     with pytest.raises(UserError, match=r"audio\.peak=None, now it is 0\.3"):
