@@ -2,13 +2,14 @@
 
 import argparse
 import os
+import shlex
 import sys
 import unicodedata
 import warnings
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from audioldm2_pl.errors import UserError, run_tool
+from audioldm2_pl.errors import Interrupted, UserError, run_tool
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus")  # that a clip's name in a prompt file may have
 MAX_NAME = 240  # bytes of a file's name, which gets a suffix
@@ -100,7 +101,11 @@ def run_train(args: argparse.Namespace) -> None:
     if args.allow_pipe:
         os.environ["AUDIOLDM2_ALLOW_PIPE"] = "1"  # which workers and ranks inherit
     experiment = load_experiment(args.experiment, args.overrides)
-    train(experiment, args.stage)
+    try:
+        train(experiment, args.stage)
+    except Interrupted as stop:
+        state = f"{stop.state}; " if stop.state else ""
+        raise Interrupted(stop.signum, f"{state}go on with: {shlex.join(['audioldm2', *args.words])}") from None
     print(f"model: {experiment.model_folder}")
 
 
@@ -231,6 +236,7 @@ def is_option(word: str) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_with_overrides(build_parser(), arguments)
+    args.words = sys.argv[1:] if arguments is None else arguments
     return run_tool(lambda: args.run(args))
 
 

@@ -24,7 +24,7 @@ class Interrupted(BaseException):
     def __init__(self, signum: int, state: str = ""):
         super().__init__(signum, state)  # its arguments, so that it can be pickled
         self.signum = signum
-        self.state = state  # what is saved, and how to go on
+        self.state = state  # what is saved
 
     def __str__(self) -> str:
         name = "interrupted" if self.signum == signal.SIGINT else signal.Signals(self.signum).name

@@ -69,8 +69,7 @@ class Resumable(L.Callback):
             self.end(pl_module.name)
 
     def end(self, name: str) -> None:
-        saved = f"{name}: batch {self.num_batches} is saved, the same command goes on from there"
-        raise Interrupted(self.interruption.signum or signal.SIGTERM, saved)
+        raise Interrupted(self.interruption.signum or signal.SIGTERM, f"{name}: batch {self.num_batches} is saved")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.interruption.deferred = False

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -162,11 +163,15 @@ def run_side_by_side(experiment: ExperimentConfig, names: list[str], folder: Mod
         try:
             for future in futures:
                 future.result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a stage's process was killed, by lack of memory perhaps; the same command goes on"
+            ) from None
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(error, Interrupted):
                 stop_stages(futures, multiprocessing.active_children())
-                raise Interrupted(error.signum, "the stages are saved; the same command goes on from there") from None
+                raise Interrupted(error.signum, "the stages are saved") from None
             raise
     folder.write_index()  # the processes' own indices do not know of each other
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
 
@@ -36,7 +37,7 @@ def test_a_signal_saves_and_the_run_ends_like_the_unbroken_one(signum, workers, 
     (os.killpg if whole_group else os.kill)(process.pid, signum)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signum, output
-    assert "is saved, the same command goes on from there" in output and "Traceback" not in output
+    assert "is saved; go on with: audioldm2 train " in output and "Traceback" not in output
     for runs in ("broken", "straight"):
         again = start(shards, tmp_path / runs, *overrides)
         output, _ = again.communicate(timeout=120)
@@ -49,24 +50,27 @@ def test_a_signal_to_one_rank_ends_all_of_them(shards, tmp_path):
     overrides = ("trainer.devices=2", "stages=[audiomae]", "training.audiomae={batches: 2000, save_every_batches: 20}")
     process = start(shards, tmp_path, *overrides, launcher=launcher)
     wait_for(tmp_path / "smoke/checkpoints/audiomae.ckpt", process)
-    os.kill(ranks_of(process.pid)[1], signal.SIGTERM)
+    os.kill(max(children_of(process.pid), key=rank_of), signal.SIGTERM)
     started = time.monotonic()
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0 and time.monotonic() - started < 60
     assert "exitcode  : 143" in output and "is saved" in output
 
 
-def ranks_of(parent: int) -> list[int]:
-    """Process ids of the ranks that torchrun has started, by rank."""
-    ranks = {}
+def children_of(parent: int) -> list[int]:
+    """Process ids, in order."""
+    children = []
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            status, variables = (folder / "status").read_text(), (folder / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if f"PPid:\t{parent}\n" in status:
-            ranks |= {int(v.partition(b"=")[2]): int(folder.name) for v in variables if v.startswith(b"RANK=")}
-    return [ranks[rank] for rank in sorted(ranks)]
+        with suppress(OSError):
+            if f"PPid:\t{parent}\n" in (folder / "status").read_text():
+                children.append(int(folder.name))
+    return sorted(children)
+
+
+def rank_of(process: int) -> int:
+    """The rank that torchrun has given to a process."""
+    variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+    return next(int(variable.partition(b"=")[2]) for variable in variables if variable.startswith(b"RANK="))
 
 
 def test_stages_side_by_side_are_saved_too(shards, tmp_path):
@@ -78,7 +82,7 @@ def test_stages_side_by_side_are_saved_too(shards, tmp_path):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
-    assert "the same command goes on" in output and "Traceback" not in output
+    assert "the stages are saved; go on with: audioldm2 train " in output and "Traceback" not in output
 
 
 def test_stages_side_by_side_end_with_the_call_that_started_them(shards, tmp_path):
@@ -95,6 +99,17 @@ def test_stages_side_by_side_end_with_the_call_that_started_them(shards, tmp_pat
     while sizes != (sizes := [curve.stat().st_size for curve in curves]):
         assert time.monotonic() < deadline
         time.sleep(2)
+
+
+def test_a_stage_that_is_killed_beside_another_is_one_line(shards, tmp_path):
+    batches = "{batches: 100000, save_every_batches: 5}"
+    overrides = (f"training.audiomae={batches}", f"training.vocoder={batches}")
+    process = start(shards, tmp_path, "stages=[audiomae,vocoder]", "trainer.parallel_stages=2", *overrides)
+    for stage in ("audiomae", "vocoder"):
+        wait_for(tmp_path / f"smoke/checkpoints/{stage}.ckpt", process)
+    os.kill(children_of(process.pid)[-1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2 and "error: a stage's process was killed" in output and "Traceback" not in output
 
 
 def test_before_the_first_batch_there_is_nothing_to_save():
