@@ -187,8 +187,12 @@ def run_alone(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> N
     prepare_process(experiment)
     if sys.platform == "linux":  # a stage whose `train` was killed would go on beside the one that resumes it
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    with INTERRUPTION.handled():
-        run_stage(experiment, name, folder)
+    try:
+        with INTERRUPTION.handled():
+            run_stage(experiment, name, folder)
+    except Interrupted as stop:  # the pool would have the process wait for more work
+        print(stop, file=sys.stderr, flush=True)
+        os._exit(128 + stop.signum)
 
 
 def add_seconds(path: Path, seconds: float) -> None:
