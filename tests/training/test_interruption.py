@@ -78,12 +78,18 @@ def rank_of(process: int) -> int:
     return next(int(variable.partition(b"=")[2]) for variable in variables if variable.startswith(b"RANK="))
 
 
-def test_stages_side_by_side_are_saved_too(shards, tmp_path):
-    batches = "{batches: 2000, save_every_batches: 5}"
+def start_side_by_side(shards: Path, runs: Path) -> Popen:
+    """Two stages that would train for long, both past their first checkpoint."""
+    batches = "{batches: 100000, save_every_batches: 5}"
     overrides = (f"training.audiomae={batches}", f"training.vocoder={batches}")
-    process = start(shards, tmp_path, "stages=[audiomae,vocoder]", "trainer.parallel_stages=2", *overrides)
+    process = start(shards, runs, "stages=[audiomae,vocoder]", "trainer.parallel_stages=2", *overrides)
     for stage in ("audiomae", "vocoder"):
-        wait_for(tmp_path / f"smoke/checkpoints/{stage}.ckpt", process)
+        wait_for(runs / f"smoke/checkpoints/{stage}.ckpt", process)
+    return process
+
+
+def test_stages_side_by_side_are_saved_too(shards, tmp_path):
+    process = start_side_by_side(shards, tmp_path)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
@@ -91,11 +97,7 @@ def test_stages_side_by_side_are_saved_too(shards, tmp_path):
 
 
 def test_stages_side_by_side_end_with_the_call_that_started_them(shards, tmp_path):
-    batches = "{batches: 100000, save_every_batches: 5}"
-    overrides = (f"training.audiomae={batches}", f"training.vocoder={batches}")
-    process = start(shards, tmp_path, "stages=[audiomae,vocoder]", "trainer.parallel_stages=2", *overrides)
-    for stage in ("audiomae", "vocoder"):
-        wait_for(tmp_path / f"smoke/checkpoints/{stage}.ckpt", process)
+    process = start_side_by_side(shards, tmp_path)
     stages = stages_of(process.pid)
     process.kill()
     process.wait()
@@ -107,11 +109,7 @@ def test_stages_side_by_side_end_with_the_call_that_started_them(shards, tmp_pat
 
 
 def test_a_stage_that_is_killed_beside_another_is_one_line(shards, tmp_path):
-    batches = "{batches: 100000, save_every_batches: 5}"
-    overrides = (f"training.audiomae={batches}", f"training.vocoder={batches}")
-    process = start(shards, tmp_path, "stages=[audiomae,vocoder]", "trainer.parallel_stages=2", *overrides)
-    for stage in ("audiomae", "vocoder"):
-        wait_for(tmp_path / f"smoke/checkpoints/{stage}.ckpt", process)
+    process = start_side_by_side(shards, tmp_path)
     stages = stages_of(process.pid)
     os.kill(stages[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
