@@ -7,8 +7,9 @@ Letters: B batch, T samples, F frames, M mel bins.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
-from math import ceil
+from math import ceil, gcd
 from pathlib import Path
 
 import numpy as np
@@ -277,3 +278,35 @@ class Fbank(nn.Module):
             mel = (power @ self.filters).clamp(min=torch.finfo(torch.float32).eps).log()  # (B, F, bins)
             mel = F.pad(mel, (0, 0, 0, max(0, num_frames - mel.shape[1])))[:, :num_frames]
             return ((mel - c.fbank_mean) / (2 * c.fbank_std)).unsqueeze(1)
+
+
+@lru_cache(maxsize=16)
+def sinc_kernel(from_rate: int, to_rate: int, device: torch.device) -> tuple[Tensor, int]:
+    """Kaiser-windowed sinc filters, one per output phase: (to_rate, 1, taps), and the taps before time zero.
+
+    The rates have no common divisor. The cut-off lies 5 % below the lower Nyquist frequency.
+    """
+    cutoff = 0.95 * min(1.0, to_rate / from_rate)  # of the input's Nyquist frequency
+    half_width = ceil(64 / cutoff)  # input samples: 64 zero crossings a side
+    taps = torch.arange(-half_width, half_width + from_rate, dtype=torch.float64)
+    phases = torch.arange(to_rate, dtype=torch.float64) * from_rate / to_rate
+    time = taps[None] - phases[:, None]  # (to_rate, taps), input samples
+    edge = (time / half_width).clamp(-1.0, 1.0)
+    beta = torch.tensor(14.77, dtype=torch.float64)  # side lobes below -140 dB
+    window = torch.special.i0(beta * (1.0 - edge.square()).sqrt()) / torch.special.i0(beta)
+    kernel = cutoff * torch.sinc(cutoff * time) * window * (edge.abs() < 1.0)
+    return kernel.float().unsqueeze(1).to(device), half_width
+
+
+def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
+    """waveform (B, T) at `from_rate` Hz => (B, ceil(T * to_rate / from_rate)) at `to_rate` Hz, on its device."""
+    if from_rate == to_rate:
+        return waveform
+    divisor = gcd(from_rate, to_rate)
+    step, num_phases = from_rate // divisor, to_rate // divisor
+    num_samples = ceil(waveform.shape[1] * num_phases / step)
+    kernel, half_width = sinc_kernel(step, num_phases, waveform.device)
+    with torch.autocast(waveform.device.type, enabled=False):
+        padded = F.pad(waveform.float().unsqueeze(1), (half_width, half_width + step))
+        phases = F.conv1d(padded, kernel, stride=step)  # (B, num_phases, T / step)
+    return phases.transpose(1, 2).flatten(1)[:, :num_samples]

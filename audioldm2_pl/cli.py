@@ -121,7 +121,7 @@ def run_describe(args: argparse.Namespace) -> None:
 
 
 def run_import(args: argparse.Namespace) -> None:
-    from audioldm2_pl.original import import_checkpoint
+    from audioldm2_pl.hub.original import import_checkpoint
 
     print(import_checkpoint(args.file, args.folder, args.ema, args.heads, args.tokenizers, args.vocoder_rates))
     print(f"model: {args.folder}")

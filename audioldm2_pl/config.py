@@ -17,18 +17,19 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from audioldm2_pl.audio import AudioConfig
-from audioldm2_pl.conditioners import CLAPConfig, T5Config
-from audioldm2_pl.datamodule import DataConfig
+from audioldm2_pl.conditioners.clap import CLAPConfig
+from audioldm2_pl.conditioners.phonemes import PhonemeConfig
+from audioldm2_pl.conditioners.t5 import T5EncoderConfig
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.experiment_file import read_yaml, value_of
 from audioldm2_pl.fields import bounded, check_fields, nearest
 from audioldm2_pl.models.audiomae import AudioMAEConfig
 from audioldm2_pl.models.diffusion import DiffusionConfig
-from audioldm2_pl.models.gpt2 import GPT2Config
+from audioldm2_pl.models.gpt2 import LOAGPT2Config
 from audioldm2_pl.models.unet import TUNetConfig
 from audioldm2_pl.models.vae import VAEConfig
 from audioldm2_pl.models.vocoder import VocoderConfig
-from audioldm2_pl.phonemes import PhonemeConfig
+from audioldm2_pl.shards.datamodule import DataConfig
 from audioldm2_pl.training.audiomae import AudioMAETrainingConfig
 from audioldm2_pl.training.clap import CLAPTrainingConfig
 from audioldm2_pl.training.decoder import DecoderTrainingConfig
@@ -50,7 +51,7 @@ class ConditionersConfig:
     """What turns a prompt into vectors."""
 
     clap: CLAPConfig = field(default_factory=CLAPConfig)
-    t5: T5Config = field(default_factory=T5Config)
+    t5: T5EncoderConfig = field(default_factory=T5EncoderConfig)
     phonemes: PhonemeConfig | None = None  # given, it takes T5's place and speech is made; {} takes the defaults
 
 
@@ -107,7 +108,7 @@ class ExperimentConfig:
     vae: VAEConfig = field(default_factory=VAEConfig)
     vocoder: VocoderConfig = field(default_factory=VocoderConfig)
     unet: TUNetConfig = field(default_factory=TUNetConfig)
-    gpt2: GPT2Config = field(default_factory=GPT2Config)
+    gpt2: LOAGPT2Config = field(default_factory=LOAGPT2Config)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

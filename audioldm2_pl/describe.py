@@ -11,16 +11,17 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from audioldm2_pl.conditioners import CLAP, T5
+from audioldm2_pl.conditioners.clap import CLAP
+from audioldm2_pl.conditioners.condition import Condition
+from audioldm2_pl.conditioners.phonemes import PhonemeEncoder
+from audioldm2_pl.conditioners.t5 import T5
 from audioldm2_pl.config import ExperimentConfig, to_plain
 from audioldm2_pl.models.audiomae import AudioMAE, num_loa_vectors
-from audioldm2_pl.models.condition import Condition
 from audioldm2_pl.models.discriminators import MultiPeriodDiscriminator, MultiScaleDiscriminator, PatchGAN
 from audioldm2_pl.models.gpt2 import LOAGenerator, build_gpt2, build_projection
 from audioldm2_pl.models.unet import TUNet
 from audioldm2_pl.models.vae import build_vae
 from audioldm2_pl.models.vocoder import build_vocoder
-from audioldm2_pl.phonemes import PhonemeEncoder
 
 GIB = 2**30
 BYTES = 4  # of a float32: weights, gradients and Adam's averages are kept in it whatever the precision

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from audioldm2_pl.audio import AudioConfig, Fbank, LogMel, griffin_lim
-from audioldm2_pl.checkpoints import ModelFolder, find_model
+from audioldm2_pl.conditioners.condition import Condition
+from audioldm2_pl.conditioners.phonemes import PhonemeEncoder
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import check_fields, nearest
-from audioldm2_pl.models.condition import Condition
+from audioldm2_pl.hub.folder import ModelFolder, find_model
 from audioldm2_pl.models.diffusion import SAMPLERS, Sampling, guide, sample
 from audioldm2_pl.models.gpt2 import LOAGenerator
 from audioldm2_pl.models.unet import TUNetConfig, official_heads
 from audioldm2_pl.models.vae import latent_of, log_mel_of
 from audioldm2_pl.models.vocoder import front_end_of, vocode
-from audioldm2_pl.phonemes import PhonemeEncoder
 from audioldm2_pl.seeds import seed_of
 
 VOCODERS = ("folder", "griffin-lim")  # what makes waveforms of log-mels

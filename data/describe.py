@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from audioldm2_pl.errors import UserError, run_tool
-from audioldm2_pl.shard_reader import BadClip, ShardFolder, captions_of
+from audioldm2_pl.shards.reader import BadClip, ShardFolder, captions_of
 
 from .histograms import draw
 from .verify import splits_below

@@ -3,7 +3,7 @@
     python -m data.encode experiments/x.yaml [key=value ...]
 
 writes for each folder of `data.train` the folder of features that `data.encoded` names, or `<folder>.encoded`; the
-stages ldm, gpt2 and joint then read it with `data.encoded=[...]`. The format is `audioldm2_pl.encoded_shards`'.
+stages ldm, gpt2 and joint then read it with `data.encoded=[...]`. The format is `audioldm2_pl.shards.encoded`'.
 Encoded is what is in runs/<name>/model and does not train any more; what will still train is left out with a line.
 
 Runs on all devices of `trainer`, under torchrun on all ranks; whole shards are dealt to them. A broken-off run goes on
@@ -30,12 +30,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from audioldm2_pl.audio import Fbank, LogMel
-from audioldm2_pl.checkpoints import ModelFolder
 from audioldm2_pl.config import ExperimentConfig, load_experiment
-from audioldm2_pl.datamodule import AudioShards, ClipStream
-from audioldm2_pl.encoded_shards import FEATURES, FRONT_END, bad_members, digest_of, members_of
 from audioldm2_pl.errors import UserError, run_tool
-from audioldm2_pl.shard_reader import SHARD_FORMAT, BadClip, ShardFolder, captions_of
+from audioldm2_pl.hub.folder import ModelFolder
+from audioldm2_pl.shards.datamodule import AudioShards, ClipStream
+from audioldm2_pl.shards.encoded import FEATURES, FRONT_END, bad_members, digest_of, members_of
+from audioldm2_pl.shards.reader import SHARD_FORMAT, BadClip, ShardFolder, captions_of
 from audioldm2_pl.training.ldm import encode_latent
 from audioldm2_pl.training.ranks import build_trainer, first_on_rank_zero, is_rank_zero, start_ranks
 from audioldm2_pl.training.run import prepare_process

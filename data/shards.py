@@ -1,4 +1,4 @@
-"""The shard format: clips go in, tar files that `audioldm2_pl.datamodule` reads come out.
+"""The shard format: clips go in, tar files that `audioldm2_pl.shards.datamodule` reads come out.
 
 A split is a folder of `NNNNNN.tar` and an `index.json`. A clip is two members, `<key>.flac` (16-bit
 mono) and `<key>.json` (caption, labels, source, licence, where in the source). The same clips give
@@ -24,7 +24,7 @@ import soxr
 from tqdm import tqdm
 
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.shard_reader import captions_of
+from audioldm2_pl.shards.reader import captions_of
 
 from .engines import ENGINES, count_cores
 from .journal import Journal, fingerprint

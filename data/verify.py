@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from audioldm2_pl.encoded_shards import EncodedFolder
 from audioldm2_pl.errors import UserError, run_tool
-from audioldm2_pl.shard_reader import BadClip, ShardFolder, tell_unread_caption
+from audioldm2_pl.shards.encoded import EncodedFolder
+from audioldm2_pl.shards.reader import BadClip, ShardFolder, tell_unread_caption
 
 from .engines import count_cores, local
 from .shards import summary

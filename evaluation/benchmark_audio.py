@@ -23,7 +23,7 @@ from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.cli import pick_device
 from audioldm2_pl.config import ExperimentConfig
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.shard_reader import ShardFolder, captions_of
+from audioldm2_pl.shards.reader import ShardFolder, captions_of
 
 from .clips import LabelledClip, read_clips
 from .protocols import KINDS, load_protocol

@@ -12,7 +12,7 @@ import numpy as np
 
 from audioldm2_pl.audio import AudioConfig, is_silent, prepare_clip
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.shard_reader import ShardFolder, captions_of
+from audioldm2_pl.shards.reader import ShardFolder, captions_of
 
 
 @dataclass

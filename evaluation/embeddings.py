@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.original.checkpoint import read_checkpoint
+from audioldm2_pl.hub.original.checkpoint import read_checkpoint
 
 Heard = tuple[Tensor, Tensor | None]  # embeddings (B, R, D), class logits (B, K) where the model is a tagger
 
@@ -241,7 +241,7 @@ def load_clap(path: Path, device: str) -> Backend:
     """
     import transformers
 
-    from audioldm2_pl.conditioners import load_pretrained
+    from audioldm2_pl.conditioners.pretrained import load_pretrained
 
     state = read_weights(path, "text_branch.embeddings.word_embeddings.weight")
     state.pop("text_branch.embeddings.position_ids", None)  # older transformers stored it
@@ -297,7 +297,7 @@ def load_encodec(path: Path, device: str) -> Backend:
     """EnCodec (Défossez et al. 2022, arXiv:2210.13438), mono, from transformers: latents before quantisation."""
     import transformers
 
-    from audioldm2_pl.conditioners import load_pretrained
+    from audioldm2_pl.conditioners.pretrained import load_pretrained
 
     model: Any = load_pretrained(transformers.EncodecModel, str(path))
     if model.config.audio_channels != 1:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.models.condition import Condition
 from audioldm2_pl.models.vae import latent_of
 
 from .benchmark_audio import Bench, TestClip, read_test_clips

@@ -97,7 +97,7 @@ def whisper(weights: Path, device: str = "cpu") -> Recogniser:
     """transformers' Whisper from the folder `weights`, greedy decoding, one clip at a time (30 s at most each)."""
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-    from audioldm2_pl.conditioners import load_pretrained
+    from audioldm2_pl.conditioners.pretrained import load_pretrained
 
     if not (weights / "config.json").is_file():
         raise UserError(f"{weights}: no Whisper here; put the files of one there, e.g. of openai/whisper-base")

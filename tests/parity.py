@@ -19,17 +19,19 @@ import transformers
 from torch import nn
 
 from audioldm2_pl.audio import AudioConfig, Fbank, LogMel
-from audioldm2_pl.checkpoints import ModelFolder, load_part
-from audioldm2_pl.conditioners import CLAP, T5, CLAPConfig, T5Config, build_roberta_tokenizer
+from audioldm2_pl.conditioners.clap import CLAP, CLAPConfig
+from audioldm2_pl.conditioners.condition import Condition
+from audioldm2_pl.conditioners.phonemes import PhonemeConfig, PhonemeEncoder, prepare_espeak
+from audioldm2_pl.conditioners.t5 import T5, T5EncoderConfig
+from audioldm2_pl.conditioners.tokenizers import build_roberta_tokenizer
+from audioldm2_pl.hub.folder import ModelFolder, load_part
+from audioldm2_pl.hub.original.clap import text_only
 from audioldm2_pl.models import unet as presets
-from audioldm2_pl.models.condition import Condition
 from audioldm2_pl.models.diffusion import DiffusionConfig, build_scheduler
-from audioldm2_pl.models.gpt2 import GPT2Config, build_gpt2, build_projection
+from audioldm2_pl.models.gpt2 import LOAGPT2Config, build_gpt2, build_projection
 from audioldm2_pl.models.unet import TUNet, TUNetConfig, to_hub_config
 from audioldm2_pl.models.vae import VAEConfig, build_vae
 from audioldm2_pl.models.vocoder import VocoderConfig, build_vocoder
-from audioldm2_pl.original.clap import text_only
-from audioldm2_pl.phonemes import PhonemeConfig, PhonemeEncoder, prepare_espeak
 from audioldm2_pl.pipeline import AudioLDM2
 
 SEED = 0
@@ -103,8 +105,8 @@ def folder_rows() -> list[Row]:
     builders: dict[str, Callable[[], nn.Module]] = {
         "vae": lambda: build_vae(VAEConfig()),
         "vocoder": lambda: build_vocoder(VocoderConfig()),
-        "language_model": lambda: build_gpt2(GPT2Config(), 8),
-        "projection_model": lambda: build_projection([512, 1024], GPT2Config()),
+        "language_model": lambda: build_gpt2(LOAGPT2Config(), 8),
+        "projection_model": lambda: build_projection([512, 1024], LOAGPT2Config()),
         "text_encoder": lambda: clap,
         "text_encoder_2": lambda: t5,
         "unet": lambda: draw_weights(TUNet(TUNetConfig())),
@@ -128,14 +130,14 @@ def small_folder(folder: Path, speech: bool) -> Path:
     """A small random model with all that generation needs."""
     torch.manual_seed(SEED)
     model = ModelFolder(folder)
-    gpt2 = GPT2Config(hidden_size=32, num_layers=2, num_heads=2, num_positions=256, dropout=0.0)
+    gpt2 = LOAGPT2Config(hidden_size=32, num_layers=2, num_heads=2, num_positions=256, dropout=0.0)
     clap = CLAP.build(CLAPConfig(pretrained=None, projection_dim=32, text_width=32, text_layers=1, text_heads=2))
     tokenizer = build_roberta_tokenizer(clap.max_text_tokens)
     if speech:
         prepare_espeak()  # for stock diffusers, which phonemizes too
         words: Any = PhonemeEncoder.build(PhonemeConfig(hidden_size=16, num_layers=2, ffn_dim=32, max_length=40))
     else:
-        words = T5.build(T5Config(pretrained=None, words=["bell"], d_model=48, num_heads=2))
+        words = T5.build(T5EncoderConfig(pretrained=None, words=["bell"], d_model=48, num_heads=2))
     unet = TUNetConfig(
         sample_size=64, block_out_channels=[16, 32], attention_levels=[0, 1], num_heads=[2, 4], norm_num_groups=8,
         cross_attention_dim=[None, 32] if speech else [None, 32, 48],

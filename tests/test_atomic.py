@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from audioldm2_pl.atomic import read_json, write_text, written_whole
-from audioldm2_pl.checkpoints import ModelFolder
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.vae import VAEConfig, build_vae
 
 

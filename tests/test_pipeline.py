@@ -11,10 +11,10 @@ import torch
 from parity import audioldm1_folder, audioldm1_gap
 
 from audioldm2_pl.audio import LogMel, griffin_lim
-from audioldm2_pl.checkpoints import ModelFolder
 from audioldm2_pl.cli import main
 from audioldm2_pl.config import load_experiment
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.diffusion import SAMPLERS, Sampling
 from audioldm2_pl.models.unet import TUNet
 from audioldm2_pl.models.vae import build_vae

@@ -15,16 +15,15 @@ import torch
 import torch.nn.functional as F
 from diffusers import AudioLDM2ProjectionModel  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
-from transformers import DynamicCache, GPT2LMHeadModel
-from transformers import GPT2Config as TransformersGPT2Config
+from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
+from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.fields import bounded
-from audioldm2_pl.models.condition import Condition
-from audioldm2_pl.models.gelu import fuse_gelu
+from audioldm2_pl.gelu import fuse_gelu
 
 
 @dataclass
-class GPT2Config:
+class LOAGPT2Config:
     """GPT-2's size; `pretrained` starts from a text model's weights (paper §III-C)."""
 
     pretrained: str | None = None  # hub id or folder of a GPT-2, such as openai-community/gpt2; null starts at random
@@ -36,13 +35,13 @@ class GPT2Config:
     position_std: float = bounded(0.02, ge=0)  # of the learned positions at the start; `pretrained` brings its own
 
 
-def build_gpt2(config: GPT2Config, num_loa_vectors: int) -> GPT2LMHeadModel:
+def build_gpt2(config: LOAGPT2Config, num_loa_vectors: int) -> GPT2LMHeadModel:
     """GPT-2 with a vocabulary of one word: LOA comes in and goes out as vectors."""
     if config.pretrained is not None:
         model = GPT2LMHeadModel.from_pretrained(config.pretrained, dtype=torch.float32)
     else:
         model = GPT2LMHeadModel(
-            TransformersGPT2Config(
+            GPT2Config(
                 n_embd=config.hidden_size, n_layer=config.num_layers, n_head=config.num_heads,
                 n_positions=config.num_positions, vocab_size=1, bos_token_id=0, eos_token_id=0,
                 resid_pdrop=config.dropout, embd_pdrop=config.dropout, attn_pdrop=config.dropout,
@@ -55,7 +54,7 @@ def build_gpt2(config: GPT2Config, num_loa_vectors: int) -> GPT2LMHeadModel:
 
 
 def build_projection(
-    condition_dims: list[int], config: GPT2Config, num_symbols: int | None = None
+    condition_dims: list[int], config: LOAGPT2Config, num_symbols: int | None = None
 ) -> AudioLDM2ProjectionModel:
     """The linear maps of two conditions into GPT-2's width, with an SOS and an EOS for each.
 

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import bounded, check_fields
-from audioldm2_pl.models.condition import Condition
 from audioldm2_pl.models.unet_layers import (
     Attention,
     Block,

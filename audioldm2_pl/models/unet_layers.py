@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from audioldm2_pl.models.condition import Condition
+from audioldm2_pl.conditioners.condition import Condition
 
 # keys and values (B, heads, L, C / heads), mask (B, 1, 1, L) with True = read
 KeyValue = tuple[Tensor, Tensor, Tensor | None]

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from audioldm2_pl.checkpoints import GROUPS, ModelFolder
+from audioldm2_pl.conditioners.phonemes import prepare_espeak
 from audioldm2_pl.config import ExperimentConfig
-from audioldm2_pl.datamodule import AudioShards
 from audioldm2_pl.describe import build_networks
-from audioldm2_pl.encoded_shards import EncodedFolder
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.phonemes import prepare_espeak
+from audioldm2_pl.hub.folder import GROUPS, ModelFolder
+from audioldm2_pl.shards.datamodule import AudioShards
+from audioldm2_pl.shards.encoded import EncodedFolder
 from audioldm2_pl.training.records import WRITES
 from audioldm2_pl.training.stage import Stage
 

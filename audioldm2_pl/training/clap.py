@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from audioldm2_pl.conditioners import CLAP
+from audioldm2_pl.conditioners.clap import CLAP
 from audioldm2_pl.fields import bounded
 from audioldm2_pl.seeds import seed_of
 from audioldm2_pl.training.optimizer import OptimizerConfig

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audioldm2_pl.audio import Fbank
-from audioldm2_pl.conditioners import single
+from audioldm2_pl.conditioners.clap import single
+from audioldm2_pl.conditioners.condition import Condition
+from audioldm2_pl.conditioners.phonemes import PhonemeEncoder
 from audioldm2_pl.fields import bounded
 from audioldm2_pl.models.audiomae import num_loa_vectors, pool_loa
-from audioldm2_pl.models.condition import Condition
 from audioldm2_pl.models.gpt2 import LOAGenerator, build_gpt2, build_projection
-from audioldm2_pl.phonemes import PhonemeEncoder
 from audioldm2_pl.training.ldm import stored_words
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from audioldm2_pl.audio import Fbank, LogMel
-from audioldm2_pl.checkpoints import ModelFolder
-from audioldm2_pl.conditioners import T5
+from audioldm2_pl.conditioners.condition import Condition
+from audioldm2_pl.conditioners.t5 import T5
 from audioldm2_pl.fields import bounded
+from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.audiomae import pool_loa
-from audioldm2_pl.models.condition import Condition
 from audioldm2_pl.models.diffusion import build_scheduler, diffusion_loss, draw_dropped
 from audioldm2_pl.models.unet import TUNet
 from audioldm2_pl.models.vae import encode

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 from audioldm2_pl.atomic import read_json, write_text
-from audioldm2_pl.checkpoints import GROUPS, ModelFolder
 from audioldm2_pl.config import ExperimentConfig, to_plain
-from audioldm2_pl.datamodule import DataConfig
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.hub.folder import GROUPS, ModelFolder
 from audioldm2_pl.seeds import seed_of
+from audioldm2_pl.shards.datamodule import DataConfig
 from audioldm2_pl.training.checkpoint import Resumable, changed_settings, describe_changes
 from audioldm2_pl.training.ranks import said_by_rank_zero
 from audioldm2_pl.training.stage import Stage

@@ -22,12 +22,12 @@ import torch
 from torch import distributed
 
 from audioldm2_pl.atomic import read_json, write_text
-from audioldm2_pl.checkpoints import ModelFolder
 from audioldm2_pl.config import ExperimentConfig, TrainerConfig
-from audioldm2_pl.datamodule import AudioShards
 from audioldm2_pl.errors import Interrupted, UserError
+from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.vocoder import check_front_end
 from audioldm2_pl.seeds import seed_of
+from audioldm2_pl.shards.datamodule import AudioShards
 from audioldm2_pl.training.audiomae import AudioMAEPretraining
 from audioldm2_pl.training.checkpoint import Resumable, check_resumable, describe_changes, read_checkpoint
 from audioldm2_pl.training.checks import check_stages

@@ -19,14 +19,14 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from audioldm2_pl.audio import LogMel, griffin_lim, save_waveform
-from audioldm2_pl.checkpoints import ModelFolder
 from audioldm2_pl.config import ExperimentConfig
-from audioldm2_pl.datamodule import AudioShards
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.vae import latent_of, log_mel_of
 from audioldm2_pl.models.vocoder import vocode
 from audioldm2_pl.pipeline import AudioLDM2
 from audioldm2_pl.seeds import seed_of
+from audioldm2_pl.shards.datamodule import AudioShards
 from audioldm2_pl.training.ema import EMA
 from audioldm2_pl.training.stage import Stage
 

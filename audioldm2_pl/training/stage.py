@@ -24,9 +24,9 @@ from audioldm2_pl.seeds import SharedRandom, seed_of
 from audioldm2_pl.training.optimizer import OptimizerConfig, by_learning_rate, learning_rate_factor, make_optimizer
 
 if TYPE_CHECKING:
-    from audioldm2_pl.checkpoints import ModelFolder
     from audioldm2_pl.config import ExperimentConfig
-    from audioldm2_pl.datamodule import AudioShards
+    from audioldm2_pl.hub.folder import ModelFolder
+    from audioldm2_pl.shards.datamodule import AudioShards
 
 
 @dataclass

@@ -19,7 +19,6 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from audioldm2_pl.audio import LogMel
-from audioldm2_pl.datamodule import AudioShards
 from audioldm2_pl.fields import bounded
 from audioldm2_pl.models.discriminators import (
     PatchGAN,
@@ -29,6 +28,7 @@ from audioldm2_pl.models.discriminators import (
 )
 from audioldm2_pl.models.vae import build_vae, encode, measure_scaling_factor
 from audioldm2_pl.seeds import noise_like
+from audioldm2_pl.shards.datamodule import AudioShards
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
 

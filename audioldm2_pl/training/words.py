@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from audioldm2_pl.conditioners import T5
-from audioldm2_pl.phonemes import PhonemeEncoder
+from audioldm2_pl.conditioners.phonemes import PhonemeEncoder
+from audioldm2_pl.conditioners.t5 import T5
 
 if TYPE_CHECKING:
     from audioldm2_pl.training.stage import Stage

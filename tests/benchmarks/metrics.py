@@ -26,7 +26,7 @@ import soundfile
 import torch
 from torch import nn
 
-from audioldm2_pl.conditioners import build_roberta_tokenizer
+from audioldm2_pl.conditioners.tokenizers import build_roberta_tokenizer
 from evaluation.embeddings import BACKENDS, Backend, import_library, without_hub
 from evaluation.score import ScoreOptions, score_folders, versions
 from evaluation.vggish import VGGish

@@ -23,9 +23,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from audioldm2_pl.models.condition import Condition
+from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.models.diffusion import guide
-from audioldm2_pl.models.gpt2 import GPT2Config, LOAGenerator, build_projection
+from audioldm2_pl.models.gpt2 import LOAGenerator, LOAGPT2Config, build_projection
 from audioldm2_pl.models.unet import TUNet, TUNetConfig, to_hub_config
 
 SEED = 0
@@ -208,7 +208,7 @@ def gpt2_rows() -> list[dict[str, Any]]:
     config.max_new_tokens = NUM_VECTORS
     stock = transformers.GPT2LMHeadModel(config).eval()
     generator = LOAGenerator(
-        transformers.GPT2LMHeadModel(config), build_projection([512, 192], GPT2Config(), NUM_PHONEMES)
+        transformers.GPT2LMHeadModel(config), build_projection([512, 192], LOAGPT2Config(), NUM_PHONEMES)
     ).eval()  # fmt: skip
     generator.gpt2.load_state_dict(stock.state_dict())
     conditions = [

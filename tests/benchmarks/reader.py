@@ -26,8 +26,8 @@ import torch
 import torchaudio
 
 from audioldm2_pl.audio import AudioConfig, load_waveform
-from audioldm2_pl.datamodule import AudioShards, DataConfig
-from audioldm2_pl.shard_reader import ShardFolder
+from audioldm2_pl.shards.datamodule import AudioShards, DataConfig
+from audioldm2_pl.shards.reader import ShardFolder
 from data.shards import Clip, write_shards
 
 SEED = 0

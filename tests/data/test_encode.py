@@ -11,11 +11,11 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
-from audioldm2_pl.checkpoints import ModelFolder
-from audioldm2_pl.datamodule import AudioShards
-from audioldm2_pl.encoded_shards import EncodedFolder
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.shard_reader import BadClip, ShardFolder
+from audioldm2_pl.hub.folder import ModelFolder
+from audioldm2_pl.shards.datamodule import AudioShards
+from audioldm2_pl.shards.encoded import EncodedFolder
+from audioldm2_pl.shards.reader import BadClip, ShardFolder
 from audioldm2_pl.training.run import STAGES, train
 from data import encode
 from data.encode import encode_experiment, main, parts_to_encode

@@ -8,10 +8,10 @@ import pytest
 import soundfile
 
 from audioldm2_pl.audio import AudioConfig
-from audioldm2_pl.datamodule import ClipStream
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.quarantine import Quarantine
-from audioldm2_pl.shard_reader import ShardFolder
+from audioldm2_pl.shards.datamodule import ClipStream
+from audioldm2_pl.shards.quarantine import Quarantine
+from audioldm2_pl.shards.reader import ShardFolder
 from data import verify as command
 from data.shards import Clip, write_shards
 from data.verify import check, verify

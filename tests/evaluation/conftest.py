@@ -7,7 +7,7 @@ import pytest
 from tiny_corpus import AUDIO, write_split
 
 from audioldm2_pl.config import ExperimentConfig
-from audioldm2_pl.datamodule import DataConfig
+from audioldm2_pl.shards.datamodule import DataConfig
 from evaluation.embeddings import import_library
 from evaluation.judge import JudgeConfig
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from audioldm2_pl.audio import AudioConfig
-from audioldm2_pl.conditioners import build_roberta_tokenizer
+from audioldm2_pl.conditioners.tokenizers import build_roberta_tokenizer
 from audioldm2_pl.errors import UserError
 from evaluation.clap import cosines
 from evaluation.embeddings import (

@@ -5,10 +5,10 @@ from test_benchmark import Model, options, weights  # noqa: F401  (fixtures)
 from tiny_corpus import AUDIO
 
 from audioldm2_pl.audio import Fbank, LogMel
+from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models.audiomae import AudioMAE, AudioMAEConfig
-from audioldm2_pl.models.condition import Condition
-from audioldm2_pl.models.gpt2 import GPT2Config, LOAGenerator, build_gpt2, build_projection
+from audioldm2_pl.models.gpt2 import LOAGenerator, LOAGPT2Config, build_gpt2, build_projection
 from audioldm2_pl.models.vae import VAEConfig, build_vae
 from evaluation.benchmark import write_benchmark
 from evaluation.benchmark_audio import Bench
@@ -48,7 +48,7 @@ class WholeModel(Model):
         self.audiomae, self.fbank = AudioMAE(config).eval(), Fbank(AUDIO)
         self.vae = build_vae(VAEConfig(block_out_channels=[8, 8], norm_num_groups=8, sample_size=64)).eval()
         self.log_mel = LogMel(AUDIO)
-        small = GPT2Config(hidden_size=16, num_layers=2, num_heads=2, num_positions=64, dropout=0.0)
+        small = LOAGPT2Config(hidden_size=16, num_layers=2, num_heads=2, num_positions=64, dropout=0.0)
         self.loa_generator = LOAGenerator(build_gpt2(small, NUM_LOA), build_projection([6, 6], small)).eval()
         self.loas, self.scales = [], []
 
@@ -92,7 +92,7 @@ def test_all_figures_in_one_page(experiment, corpus, options, tmp_path):  # noqa
 def test_gpt2_goes_on_as_it_would_have():
     """Given the first vectors of its own LOA, it says the same others."""
     torch.manual_seed(1)
-    small = GPT2Config(hidden_size=16, num_layers=2, num_heads=2, num_positions=64, dropout=0.0)
+    small = LOAGPT2Config(hidden_size=16, num_layers=2, num_heads=2, num_positions=64, dropout=0.0)
     generator = LOAGenerator(build_gpt2(small, NUM_LOA), build_projection([6, 6], small)).eval()
     with torch.no_grad():
         loa = generator.generate(conditions_of(3))

@@ -6,12 +6,12 @@ import pytest
 import torch
 from diffusers import AudioLDM2Pipeline
 
-from audioldm2_pl.models.condition import Condition
-from audioldm2_pl.models.gelu import fuse_gelu
-from audioldm2_pl.models.gpt2 import GPT2Config, LOAGenerator, build_gpt2, build_projection
+from audioldm2_pl.conditioners.condition import Condition
+from audioldm2_pl.gelu import fuse_gelu
+from audioldm2_pl.models.gpt2 import LOAGenerator, LOAGPT2Config, build_gpt2, build_projection
 
 torch.set_num_threads(1)
-SMALL = GPT2Config(hidden_size=32, num_layers=2, num_heads=2, num_positions=64, dropout=0.0)
+SMALL = LOAGPT2Config(hidden_size=32, num_layers=2, num_heads=2, num_positions=64, dropout=0.0)
 NUM_VECTORS = 5
 CLAP_DIM, T5_DIM = 12, 20
 
@@ -45,8 +45,8 @@ def one_of(batch: list[Condition], clip: int) -> list[Condition]:
 
 def test_published_size():
     with torch.device("meta"):
-        gpt2 = build_gpt2(GPT2Config(), 8)
-        projection = build_projection([512, 1024], GPT2Config())
+        gpt2 = build_gpt2(LOAGPT2Config(), 8)
+        projection = build_projection([512, 1024], LOAGPT2Config())
     assert sum(p.numel() for p in gpt2.transformer.parameters()) == 124_439_808 - 50_256 * 768  # GPT-2 less its words
     assert gpt2.config.max_new_tokens == 8 and gpt2.config.n_positions == 1024
     assert projection.projection.weight.shape == (768, 512) and projection.projection_1.weight.shape == (768, 1024)
@@ -180,7 +180,7 @@ def test_learns_a_sequence(generator):
 
 
 def test_positions_start_at_their_deviation():
-    wide = GPT2Config(hidden_size=32, num_layers=1, num_heads=2, num_positions=512, position_std=0.5)
+    wide = LOAGPT2Config(hidden_size=32, num_layers=1, num_heads=2, num_positions=512, position_std=0.5)
     transformer = build_gpt2(wide, NUM_VECTORS).transformer
     assert transformer.wpe.weight.std().item() == pytest.approx(0.5, rel=0.05)
     assert transformer.h[0].attn.c_attn.weight.std().item() == pytest.approx(0.02, rel=0.1)

@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models import unet as presets
-from audioldm2_pl.models.condition import Condition
 from audioldm2_pl.models.unet import TUNet, TUNetConfig, from_hub_config, to_hub_config
 from audioldm2_pl.models.unet_layers import FeedForward, convolve, norm_silu
 

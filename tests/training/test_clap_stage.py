@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from audioldm2_pl.checkpoints import ModelFolder
-from audioldm2_pl.conditioners import CLAP, CLAPConfig
+from audioldm2_pl.conditioners.clap import CLAP, CLAPConfig
 from audioldm2_pl.config import ConditionersConfig, ExperimentConfig
+from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.training.clap import MAX_LOGIT_SCALE, CLAPPretraining
 
 TINY = CLAPConfig(

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from audioldm2_pl.checkpoints import PARTS
 from audioldm2_pl.config import STAGE_NAMES, TrainerConfig
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.hub.folder import PARTS
 from audioldm2_pl.training.ranks import build_trainer
 from data.shards import write_shards
 from data.synthetic import clips

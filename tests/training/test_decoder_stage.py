@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from audioldm2_pl.checkpoints import ModelFolder
 from audioldm2_pl.config import ExperimentConfig
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.vae import encode
 from audioldm2_pl.seeds import SharedRandom
 from audioldm2_pl.training.decoder import LAGS, DecoderFinetuning, roughness

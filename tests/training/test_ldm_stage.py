@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from audioldm2_pl.checkpoints import ModelFolder
-from audioldm2_pl.datamodule import AudioShards
+from audioldm2_pl.hub.folder import ModelFolder
+from audioldm2_pl.shards.datamodule import AudioShards
 from audioldm2_pl.training.ldm import LDMPretraining, without_loa
 
 

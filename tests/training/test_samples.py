@@ -9,8 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_stages import prepared, weights
 
 from audioldm2_pl.audio import AudioConfig, LogMel, griffin_lim
-from audioldm2_pl.datamodule import AudioShards
 from audioldm2_pl.pipeline import AudioLDM2
+from audioldm2_pl.shards.datamodule import AudioShards
 from audioldm2_pl.training.run import train
 from audioldm2_pl.training.samples import HEARD, seeds_of
 

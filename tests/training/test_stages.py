@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from audioldm2_pl.checkpoints import GROUPS, ModelFolder
-from audioldm2_pl.datamodule import AudioShards
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.hub.folder import GROUPS, ModelFolder
 from audioldm2_pl.seeds import SharedRandom
+from audioldm2_pl.shards.datamodule import AudioShards
 from audioldm2_pl.training import run
 from audioldm2_pl.training.audiomae import AudioMAEPretraining
 from audioldm2_pl.training.checkpoint import Resumable

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from audioldm2_pl.checkpoints import ModelFolder
 from audioldm2_pl.config import ExperimentConfig, TrainingConfig
-from audioldm2_pl.datamodule import AudioShards
+from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.discriminators import PatchGANConfig
 from audioldm2_pl.models.vae import VAEConfig, build_vae, latent_of
+from audioldm2_pl.shards.datamodule import AudioShards
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.vae import VAETraining, VAETrainingConfig
 

@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import SpeechT5HifiGan
 
-from audioldm2_pl.checkpoints import ModelFolder
 from audioldm2_pl.config import ExperimentConfig, TrainingConfig
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.discriminators import MultiPeriodConfig, MultiScaleConfig
 from audioldm2_pl.models.vocoder import VocoderConfig, build_vocoder, vocode
 from audioldm2_pl.training.optimizer import OptimizerConfig

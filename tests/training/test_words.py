@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from audioldm2_pl.checkpoints import ModelFolder
+from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.training.run import STAGES, train
 
 

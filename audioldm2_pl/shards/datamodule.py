@@ -37,13 +37,13 @@ from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from audioldm2_pl.audio import SILENT_PEAK, AudioConfig, prepare_clip
-from audioldm2_pl.clip_order import Place, deal, endless_order, storage_order, weighted_order
-from audioldm2_pl.encoded_shards import EncodedFolder, choose_caption, stack_features
+from audioldm2_pl.shards.order import Place, deal, endless_order, storage_order, weighted_order
+from audioldm2_pl.shards.encoded import EncodedFolder, choose_caption, stack_features
 from audioldm2_pl.errors import UserError, reason_of
 from audioldm2_pl.fields import bounded, check_fields
-from audioldm2_pl.quarantine import MAX_BAD_FRACTION, Quarantine
-from audioldm2_pl.remote_shards import CACHE_GIB, RemoteFolder, is_remote
-from audioldm2_pl.shard_reader import BadClip, ShardFolder, captions_of, tell_unread_caption
+from audioldm2_pl.shards.quarantine import MAX_BAD_FRACTION, Quarantine
+from audioldm2_pl.shards.remote import CACHE_GIB, RemoteFolder, is_remote
+from audioldm2_pl.shards.reader import BadClip, ShardFolder, captions_of, tell_unread_caption
 
 CROP_TRIES = 10  # draws before a silent crop is taken after all
 STORAGE_BATCH = 16  # clips of a batch in storage order: one number for all stages, which share what they make of them

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from audioldm2_pl.checkpoints import ModelFolder
+from audioldm2_pl.conditioners.phonemes import PAD, STOP, SYMBOLS, PhonemeConfig, PhonemeEncoder, clean, phonemes_of
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.phonemes import PAD, STOP, SYMBOLS, PhonemeConfig, PhonemeEncoder, clean, phonemes_of
+from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.pipeline import AudioLDM2
 from audioldm2_pl.training.samples import HEARD
 from data.shards import Clip, write_shards

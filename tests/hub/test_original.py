@@ -18,20 +18,20 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from audioldm2_pl.checkpoints import load_part
-from audioldm2_pl.conditioners import build_roberta_tokenizer, build_t5_tokenizer
+from audioldm2_pl.conditioners.condition import Condition
+from audioldm2_pl.conditioners.tokenizers import build_roberta_tokenizer, build_t5_tokenizer
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.hub.folder import load_part
+from audioldm2_pl.hub.original import import_checkpoint
+from audioldm2_pl.hub.original.audiomae import audiomae_config
+from audioldm2_pl.hub.original.unet import build_unet
+from audioldm2_pl.hub.original.vae import vae_config
+from audioldm2_pl.hub.original.vocoder import vocoder_config
 from audioldm2_pl.models.audiomae import AudioMAEConfig, pool_loa
-from audioldm2_pl.models.condition import Condition
 from audioldm2_pl.models.gpt2 import LOAGenerator
 from audioldm2_pl.models.unet import audioldm1, base, large, speech
 from audioldm2_pl.models.vae import VAEConfig, latent_of, log_mel_of
 from audioldm2_pl.models.vocoder import VocoderConfig, vocode
-from audioldm2_pl.original import import_checkpoint
-from audioldm2_pl.original.audiomae import audiomae_config
-from audioldm2_pl.original.unet import build_unet
-from audioldm2_pl.original.vae import vae_config
-from audioldm2_pl.original.vocoder import vocoder_config
 from audioldm2_pl.pipeline import AudioLDM2
 
 torch.set_num_threads(1)
@@ -458,7 +458,7 @@ def test_ema_weights_by_choice(networks, tmp_path):
 
 
 def diffusers_parts() -> list[str]:
-    from audioldm2_pl.checkpoints import HUB_CLASSES
+    from audioldm2_pl.hub.folder import HUB_CLASSES
 
     return list(HUB_CLASSES)
 

@@ -12,8 +12,8 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from audioldm2_pl.checkpoints import GROUPS, HUB_CLASSES, PARTS, ModelFolder, find_model, load_part
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.hub.folder import GROUPS, HUB_CLASSES, PARTS, ModelFolder, find_model, load_part
 from audioldm2_pl.models.audiomae import AudioMAE, AudioMAEConfig
 from audioldm2_pl.models.unet import TUNet
 from audioldm2_pl.pipeline import AudioLDM2

@@ -8,17 +8,11 @@ import soxr
 import torch
 import transformers
 
-from audioldm2_pl.conditioners import (
-    CLAP,
-    T5,
-    CLAPConfig,
-    CLAPMel,
-    Condition,
-    T5Config,
-    build_roberta_tokenizer,
-    build_t5_tokenizer,
-    resample,
-)
+from audioldm2_pl.audio import resample
+from audioldm2_pl.conditioners.clap import CLAP, CLAPConfig, CLAPMel
+from audioldm2_pl.conditioners.condition import Condition
+from audioldm2_pl.conditioners.t5 import T5, T5EncoderConfig
+from audioldm2_pl.conditioners.tokenizers import build_roberta_tokenizer, build_t5_tokenizer
 from audioldm2_pl.errors import UserError
 
 TEXTS = ["a bell", "a very long prompt: rain, then thunder & 3 bells!", ""]
@@ -33,7 +27,7 @@ def clap() -> CLAP:
 @pytest.fixture(scope="module")
 def t5() -> T5:
     torch.manual_seed(0)
-    return T5.build(T5Config(pretrained=None, words=["bell", "rain"]))
+    return T5.build(T5EncoderConfig(pretrained=None, words=["bell", "rain"]))
 
 
 @torch.no_grad()
@@ -148,7 +142,7 @@ def test_saved_parts_load_as_the_same_encoders(clap, t5, tmp_path):
     for one, other in (
         (clap.encode_text(TEXTS), loaded.encode_text(TEXTS)),
         (clap.encode_audio(waveform, 16_000), loaded.encode_audio(waveform, 16_000)),
-        (t5(TEXTS), T5.build(T5Config(pretrained=str(tmp_path / "t5")))(TEXTS)),
+        (t5(TEXTS), T5.build(T5EncoderConfig(pretrained=str(tmp_path / "t5")))(TEXTS)),
     ):
         torch.testing.assert_close(one.embedding, other.embedding, atol=0, rtol=0)
     assert isinstance(loaded.tokenizer, transformers.RobertaTokenizer)
@@ -175,7 +169,7 @@ def test_stock_pipeline_can_rank_with_a_small_clap(clap):
     torch.testing.assert_close(clap.model.get_text_features(**padded).pooler_output, text.embedding[0])
 
 
-@pytest.mark.parametrize("kind, config", [(CLAP, CLAPConfig), (T5, T5Config)])
+@pytest.mark.parametrize("kind, config", [(CLAP, CLAPConfig), (T5, T5EncoderConfig)])
 def test_a_missing_checkpoint_is_one_plain_line(kind, config, tmp_path):
     with pytest.raises(UserError, match="cannot load") as raised:
         kind.build(config(pretrained=str(tmp_path / "nowhere")))

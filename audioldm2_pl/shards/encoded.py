@@ -32,9 +32,9 @@ from torch import Tensor
 
 from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.remote_shards import RemoteFolder
-from audioldm2_pl.shard_reader import BadClip, ShardFolder, captions_of, decode_array, decode_json
-from audioldm2_pl.tar_table import Members
+from audioldm2_pl.shards.remote import RemoteFolder
+from audioldm2_pl.shards.reader import BadClip, ShardFolder, captions_of, decode_array, decode_json
+from audioldm2_pl.shards.tar_index import Members
 
 FEATURES = {  # part -> what it says of a clip
     "vae": ("mean", "std"),
@@ -129,7 +129,7 @@ class EncodedFolder(ShardFolder):
 
 def digest_of(model: Path, part: str) -> str | None:
     """sha256 of a part's files in the model folder, names and bytes; None where it is not there."""
-    from audioldm2_pl.checkpoints import GROUPS
+    from audioldm2_pl.hub.folder import GROUPS
 
     digest = hashlib.sha256()
     for folder in GROUPS[part]:

@@ -1,84 +1,23 @@
-"""Condition encoders: CLAP for text and sound, FLAN-T5 for text. Each gives a `Condition` (embedding, mask).
+"""CLAP, for text and sound: one vector a clip.
 
-With a `pretrained` hub id or folder an encoder is the published one; with `pretrained: null` it is a small one with
-random weights, built from the config alone, tokenizer included, so that nothing is downloaded. Both are
-transformers' own classes and save in the layout that diffusers' AudioLDM2Pipeline loads.
-
-Letters: B batch, T samples, F frames, M mel bins, L tokens, D embedding size.
+Letters: B batch, T samples, F frames, M mel bins, D embedding size.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from math import ceil, gcd
+from dataclasses import dataclass
+from math import ceil
 
 import torch
 import torch.nn.functional as F
 import transformers
-from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 
+from audioldm2_pl.audio import resample
+from audioldm2_pl.conditioners.condition import Condition
+from audioldm2_pl.conditioners.pretrained import load_pretrained
+from audioldm2_pl.conditioners.tokenizers import build_roberta_tokenizer, tokenize, unread
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import bounded
-from audioldm2_pl.models.condition import Condition
-from audioldm2_pl.models.gelu import fuse_gelu
-from audioldm2_pl.tokens import tokenize, unread
-
-__all__ = [
-    "CLAP",
-    "T5",
-    "CLAPConfig",
-    "CLAPMel",
-    "Condition",
-    "T5Config",
-    "build_roberta_tokenizer",
-    "build_t5_tokenizer",
-    "resample",
-]
-
-
-def load_pretrained(kind: type, source: str, **options):
-    """`kind.from_pretrained(source)`; UserError where `source` is neither a folder nor a hub id."""
-    try:
-        return kind.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"cannot load {kind.__name__} from {source!r} ({reason}); "
-            "give a folder that holds one, or a hub id where there is a network"
-        ) from None
-
-
-@lru_cache(maxsize=16)
-def sinc_kernel(from_rate: int, to_rate: int, device: torch.device) -> tuple[Tensor, int]:
-    """Kaiser-windowed sinc filters, one per output phase: (to_rate, 1, taps), and the taps before time zero.
-
-    The rates have no common divisor. The cut-off lies 5 % below the lower Nyquist frequency.
-    """
-    cutoff = 0.95 * min(1.0, to_rate / from_rate)  # of the input's Nyquist frequency
-    half_width = ceil(64 / cutoff)  # input samples: 64 zero crossings a side
-    taps = torch.arange(-half_width, half_width + from_rate, dtype=torch.float64)
-    phases = torch.arange(to_rate, dtype=torch.float64) * from_rate / to_rate
-    time = taps[None] - phases[:, None]  # (to_rate, taps), input samples
-    edge = (time / half_width).clamp(-1.0, 1.0)
-    beta = torch.tensor(14.77, dtype=torch.float64)  # side lobes below -140 dB
-    window = torch.special.i0(beta * (1.0 - edge.square()).sqrt()) / torch.special.i0(beta)
-    kernel = cutoff * torch.sinc(cutoff * time) * window * (edge.abs() < 1.0)
-    return kernel.float().unsqueeze(1).to(device), half_width
-
-
-def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
-    """waveform (B, T) at `from_rate` Hz => (B, ceil(T * to_rate / from_rate)) at `to_rate` Hz, on its device."""
-    if from_rate == to_rate:
-        return waveform
-    divisor = gcd(from_rate, to_rate)
-    step, num_phases = from_rate // divisor, to_rate // divisor
-    num_samples = ceil(waveform.shape[1] * num_phases / step)
-    kernel, half_width = sinc_kernel(step, num_phases, waveform.device)
-    with torch.autocast(waveform.device.type, enabled=False):
-        padded = F.pad(waveform.float().unsqueeze(1), (half_width, half_width + step))
-        phases = F.conv1d(padded, kernel, stride=step)  # (B, num_phases, T / step)
-    return phases.transpose(1, 2).flatten(1)[:, :num_samples]
 
 
 class CLAPMel(nn.Module):
@@ -123,27 +62,6 @@ class CLAPMel(nn.Module):
             power = (spectrum.real.square() + spectrum.imag.square()).float()
             mel = power.transpose(1, 2) @ self.filters.float()  # (B, F, M)
             return 10.0 * mel.clamp(min=1e-10).log10().unsqueeze(1)
-
-
-def build_roberta_tokenizer(max_length: int) -> "transformers.RobertaTokenizer":
-    """A byte-level RoBERTa tokenizer without merges: 256 bytes and 5 special tokens, so nothing is unknown."""
-    pieces = ["<s>", "<pad>", "</s>", "<unk>", *sorted(ByteLevel.alphabet()), "<mask>"]
-    vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    return transformers.RobertaTokenizer(vocab=vocabulary, merges=[], model_max_length=max_length)
-
-
-def build_t5_tokenizer(words: Sequence[str] = (), max_length: int = 128) -> "transformers.T5Tokenizer":
-    """A T5 tokenizer of printable ASCII characters; each of `words` is one further piece wherever a word begins.
-
-    The unigram model takes the split with the highest sum of scores: any listed word beats its own characters, and
-    of two listed words the longer wins.
-    """
-    characters = [chr(code) for code in range(0x21, 0x7F)]
-    pieces = dict.fromkeys(f"▁{word}" for word in words if word)
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    vocabulary += [(character, -3.0) for character in characters]
-    vocabulary += [(piece, -1.0) for piece in pieces]
-    return transformers.T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=max_length)
 
 
 @dataclass
@@ -323,68 +241,30 @@ def single(embedding: Tensor) -> Condition:
     return Condition(embedding.unsqueeze(1), mask)
 
 
-@dataclass
-class T5Config:
-    """The published FLAN-T5 encoder, or with `pretrained: null` a small one of the sizes below."""
+class CLAPText(nn.Module):
+    """The text half of `conditioners.CLAP`: one L2-normalised vector (B, 1, D) a prompt."""
 
-    pretrained: str | None = "google/flan-t5-large"  # hub id or folder; null builds a small one
-    max_length: int = bounded(128, ge=2, le=65_536)  # tokens of a prompt that are read, the end mark included
-    words: list[str] = field(default_factory=list)  # that are one token each; others are spelt
-    d_model: int = bounded(128, ge=1, le=65_536)  # size of the embedding
-    num_layers: int = bounded(2, ge=1, le=1_000)
-    num_heads: int = bounded(4, ge=1, le=1_024)
-    d_kv: int = bounded(32, ge=1, le=65_536)  # size of one attention head
-    d_ff: int = bounded(256, ge=1, le=65_536)  # width of the feed-forward layers
-    dropout: float = bounded(0.0, ge=0, lt=1)  # while it trains
-
-
-class T5(nn.Module):
-    """texts => Condition (B, L, D): FLAN-T5's encoder, padded to the longest prompt (AudioLDM 2, section III-B).
-
-    Prompts are cut at the tokenizer's `model_max_length`.
-    """
-
-    def __init__(self, model, tokenizer):
+    def __init__(self, model: transformers.ClapTextModelWithProjection, tokenizer):
         super().__init__()
-        fuse_gelu(model)
-        self.model: transformers.T5EncoderModel = model.eval()
+        self.model = model.eval()
         self.tokenizer = tokenizer
-
-    @classmethod
-    def build(cls, config: T5Config) -> "T5":
-        """The pretrained encoder that the config names, or a small one with random weights."""
-        if config.pretrained is not None:
-            tokenizer = load_pretrained(transformers.AutoTokenizer, config.pretrained)
-            tokenizer.model_max_length = config.max_length  # saved with it: AudioLDM2Pipeline cuts there, too
-            model = load_pretrained(transformers.T5EncoderModel, config.pretrained, dtype=torch.float32)
-            return cls(model, tokenizer)
-        tokenizer = build_t5_tokenizer(config.words, config.max_length)
-        sizes = transformers.T5Config(
-            vocab_size=len(tokenizer),
-            d_model=config.d_model,
-            d_kv=config.d_kv,
-            d_ff=config.d_ff,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            dropout_rate=config.dropout,
-            feed_forward_proj="gated-gelu",
-        )
-        return cls(transformers.T5EncoderModel(sizes), tokenizer)
-
-    @classmethod
-    def from_parts(cls, model, tokenizer) -> "T5":
-        """A T5 around parts that are loaded already, such as a model folder's."""
-        return cls(model, tokenizer)
+        self.max_text_tokens = model.config.max_position_embeddings - 2
 
     @property
     def embedding_dim(self) -> int:
-        return self.model.config.d_model
+        return self.model.config.projection_dim
+
+    def encode_text(self, texts: Sequence[str]) -> Condition:
+        tokens = tokenize(self.tokenizer, texts, self.max_text_tokens).to(self.model.device)
+        output = self.model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        embedding = F.normalize(output.text_embeds, dim=-1)[:, None]
+        return Condition(embedding, torch.ones(embedding.shape[:2], dtype=torch.bool, device=embedding.device))
 
     def unread(self, text: str) -> list[str]:
-        return unread("T5", self.tokenizer, text, self.tokenizer.model_max_length)
+        return unread("CLAP", self.tokenizer, text, self.max_text_tokens)
 
-    def forward(self, texts: Sequence[str]) -> Condition:
-        tokens = tokenize(self.tokenizer, texts).to(self.model.device)
-        mask = tokens["attention_mask"]  # (B, L)
-        output = self.model(input_ids=tokens["input_ids"], attention_mask=mask)
-        return Condition(output.last_hidden_state, mask.bool())
+    def encode_audio(self, waveform: Tensor, sample_rate: int) -> Condition:
+        raise UserError(
+            "this model's text_encoder/ holds CLAP for text alone, which cannot choose among candidates or train; "
+            "put a whole CLAP with its feature_extractor/ there"
+        )

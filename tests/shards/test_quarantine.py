@@ -15,11 +15,11 @@ import soundfile
 import torch
 
 from audioldm2_pl.audio import AudioConfig
-from audioldm2_pl.datamodule import AudioShards, ClipStream, DataConfig, ShardFolder
-from audioldm2_pl.encoded_shards import EncodedFolder, members_of
+from audioldm2_pl.shards.datamodule import AudioShards, ClipStream, DataConfig, ShardFolder
+from audioldm2_pl.shards.encoded import EncodedFolder, members_of
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.quarantine import Quarantine
-from audioldm2_pl.shard_reader import SOUNDS, BadClip
+from audioldm2_pl.shards.quarantine import Quarantine
+from audioldm2_pl.shards.reader import SOUNDS, BadClip
 from data.shards import Clip, write_shards
 
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from audioldm2_pl.seeds import seed_of
-from audioldm2_pl.shard_reader import ShardFolder
+from audioldm2_pl.shards.reader import ShardFolder
 
 Place = tuple[int, int, int, int]  # position, folder, shard, clip
 

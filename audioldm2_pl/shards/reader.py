@@ -22,8 +22,8 @@ import soundfile
 
 from audioldm2_pl.audio import choose_channel, is_silent
 from audioldm2_pl.errors import UserError, reason_of
-from audioldm2_pl.remote_shards import RemoteFolder, is_remote
-from audioldm2_pl.tar_table import TWICE, Members, read_table
+from audioldm2_pl.shards.remote import RemoteFolder, is_remote
+from audioldm2_pl.shards.tar_index import TWICE, Members, read_table
 
 SHARD_FORMAT = 1  # of index.json
 SOUNDS = {  # suffix -> libsndfile's names of what it may hold; of several members the first here is read

@@ -21,10 +21,10 @@ import torch
 import transformers
 from torch import nn
 
+from audioldm2_pl.conditioners.condition import Condition
+from audioldm2_pl.conditioners.tokenizers import lines_of
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import bounded
-from audioldm2_pl.models.condition import Condition
-from audioldm2_pl.tokens import lines_of
 
 PAD = "_"
 STOP = "⚠"

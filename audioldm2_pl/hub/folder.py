@@ -23,14 +23,14 @@ import transformers
 from safetensors.torch import save_file
 
 from audioldm2_pl.atomic import is_write_error, write_reason, write_text
-from audioldm2_pl.conditioners import CLAP, T5
+from audioldm2_pl.conditioners.clap import CLAP, CLAPText
+from audioldm2_pl.conditioners.phonemes import PhonemeEncoder
+from audioldm2_pl.conditioners.t5 import T5
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import check_fields
 from audioldm2_pl.models.audiomae import AudioMAE, AudioMAEConfig
-from audioldm2_pl.models.clap_text import CLAPText
 from audioldm2_pl.models.diffusion import Sampling
 from audioldm2_pl.models.unet import TUNet
-from audioldm2_pl.phonemes import PhonemeEncoder
 from audioldm2_pl.weights import loading_options, read_weights
 
 if TYPE_CHECKING:

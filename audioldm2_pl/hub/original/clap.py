@@ -13,7 +13,7 @@ from transformers import (
     ClapTextModelWithProjection,
 )
 
-from audioldm2_pl.original.checkpoint import Moves, Weights, count
+from audioldm2_pl.hub.original.checkpoint import Moves, Weights, count
 
 TEXT_HEAD_CHANNELS = 64  # of one head of RoBERTa
 

@@ -8,8 +8,8 @@ the upsampling.
 import re
 from typing import Literal
 
+from audioldm2_pl.hub.original.checkpoint import Moves, Weights, count
 from audioldm2_pl.models.unet import TUNet, TUNetConfig
-from audioldm2_pl.original.checkpoint import Moves, Weights, count
 
 HEAD_CHANNELS = 32  # of one head in the authors' code, its num_head_channels
 HUB_HEADS = 8  # at every level, as the published folders' config.json says

@@ -1,8 +1,11 @@
-"""Texts => tokens, and what a tokenizer does not read of a text."""
+"""Tokenizers that are built without a download, texts => tokens, and what a tokenizer does not read of a text."""
 
 import threading
 from collections.abc import Sequence
 from typing import Any
+
+import transformers
+from tokenizers.pre_tokenizers import ByteLevel
 
 LOCK = threading.Lock()  # a tokenizer keeps where to cut and how far to pad while it works, for all threads
 
@@ -27,3 +30,24 @@ def lines_of(reader: str, num_tokens: int, max_length: int, unknown: Sequence[st
     if unknown := list(dict.fromkeys(part for part in unknown if part.strip())):
         lines.append(f"{reader} does not know {', '.join(map(repr, unknown[:10]))}")
     return lines
+
+
+def build_roberta_tokenizer(max_length: int) -> transformers.RobertaTokenizer:
+    """A byte-level RoBERTa tokenizer without merges: 256 bytes and 5 special tokens, so nothing is unknown."""
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", *sorted(ByteLevel.alphabet()), "<mask>"]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    return transformers.RobertaTokenizer(vocab=vocabulary, merges=[], model_max_length=max_length)
+
+
+def build_t5_tokenizer(words: Sequence[str] = (), max_length: int = 128) -> transformers.T5Tokenizer:
+    """A T5 tokenizer of printable ASCII characters; each of `words` is one further piece wherever a word begins.
+
+    The unigram model takes the split with the highest sum of scores: any listed word beats its own characters, and
+    of two listed words the longer wins.
+    """
+    characters = [chr(code) for code in range(0x21, 0x7F)]
+    pieces = dict.fromkeys(f"▁{word}" for word in words if word)
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    vocabulary += [(character, -3.0) for character in characters]
+    vocabulary += [(piece, -1.0) for piece in pieces]
+    return transformers.T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=max_length)

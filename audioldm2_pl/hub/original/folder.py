@@ -10,15 +10,15 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from audioldm2_pl.checkpoints import ModelFolder, classes_of
+from audioldm2_pl.conditioners.phonemes import PhonemeConfig, build_vits_tokenizer
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.hub.folder import ModelFolder, classes_of
+from audioldm2_pl.hub.original import audiomae, clap, language, text
+from audioldm2_pl.hub.original.checkpoint import Checkpoint
+from audioldm2_pl.hub.original.unet import build_unet
+from audioldm2_pl.hub.original.vae import build_converted_vae
+from audioldm2_pl.hub.original.vocoder import build_converted_vocoder
 from audioldm2_pl.models.diffusion import DiffusionConfig, build_scheduler, signal_shares
-from audioldm2_pl.original import audiomae, clap, language, text
-from audioldm2_pl.original.checkpoint import Checkpoint
-from audioldm2_pl.original.unet import build_unet
-from audioldm2_pl.original.vae import build_converted_vae
-from audioldm2_pl.original.vocoder import build_converted_vocoder
-from audioldm2_pl.phonemes import PhonemeConfig, build_vits_tokenizer
 
 Heads = Literal["official", "hub"]
 

@@ -9,11 +9,11 @@ import fsspec
 import pytest
 import torch
 
-from audioldm2_pl import remote_shards
+from audioldm2_pl.shards import remote as remote_shards
 from audioldm2_pl.audio import AudioConfig
-from audioldm2_pl.datamodule import AudioShards, ClipStream, DataConfig, ShardFolder
+from audioldm2_pl.shards.datamodule import AudioShards, ClipStream, DataConfig, ShardFolder
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.remote_shards import RemoteFolder, make_room, stream
+from audioldm2_pl.shards.remote import RemoteFolder, make_room, stream
 
 AUDIO = AudioConfig(clip_seconds=2.56)
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from audioldm2_pl import shard_reader
+from audioldm2_pl.shards import reader as shard_reader
 from audioldm2_pl.audio import AudioConfig
-from audioldm2_pl.clip_order import deal, endless_order, storage_order, weighted_order
-from audioldm2_pl.datamodule import AudioShards, ClipStream, DataConfig, ShardFolder, draw_crop
+from audioldm2_pl.shards.order import deal, endless_order, storage_order, weighted_order
+from audioldm2_pl.shards.datamodule import AudioShards, ClipStream, DataConfig, ShardFolder, draw_crop
 from audioldm2_pl.errors import UserError
 from data.shards import Clip, write_shards
 

@@ -1,8 +1,8 @@
 """AudioMAE: the authors' names are ours, so only the sizes are to be found."""
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.hub.original.checkpoint import Moves, Weights, count
 from audioldm2_pl.models.audiomae import AudioMAE, AudioMAEConfig
-from audioldm2_pl.original.checkpoint import Moves, Weights, count
 
 HEAD_CHANNELS = 64  # of one head of the encoder
 DECODER_HEAD_CHANNELS = 32  # of one head of the decoder

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.shard_reader import BadClip, ShardFolder
+from audioldm2_pl.shards.reader import BadClip, ShardFolder
 
 MAX_BAD_FRACTION = 0.01
 

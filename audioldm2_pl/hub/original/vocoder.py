@@ -7,8 +7,8 @@ from torch import Tensor
 from transformers import SpeechT5HifiGan
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.hub.original.checkpoint import Moves, Weights, count
 from audioldm2_pl.models.vocoder import VocoderConfig, build_vocoder
-from audioldm2_pl.original.checkpoint import Moves, Weights, count
 
 # Upsampling rates leave no mark on the shapes. Kernel sizes of the published vocoders -> their rates.
 RATES: dict[tuple[int, ...], list[int]] = {

@@ -6,8 +6,8 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.hub.original.checkpoint import Moves, Weights, count
 from audioldm2_pl.models.vae import VAEConfig, build_vae
-from audioldm2_pl.original.checkpoint import Moves, Weights, count
 
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 

@@ -5,8 +5,8 @@ import re
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel, VitsModel
 
-from audioldm2_pl.original.checkpoint import Moves, Weights, count
-from audioldm2_pl.phonemes import PhonemeConfig, build_vits
+from audioldm2_pl.conditioners.phonemes import PhonemeConfig, build_vits
+from audioldm2_pl.hub.original.checkpoint import Moves, Weights, count
 
 LAYERS = {
     "attn_layers": "attention",

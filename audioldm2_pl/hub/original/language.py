@@ -5,7 +5,7 @@ import re
 from diffusers import AudioLDM2ProjectionModel  # pyright: ignore[reportPrivateImportUsage]
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from audioldm2_pl.original.checkpoint import Moves, Weights, count
+from audioldm2_pl.hub.original.checkpoint import Moves, Weights, count
 
 HEAD_CHANNELS = 64  # of one head of GPT-2
 

@@ -4,6 +4,6 @@ One file a network: it reads the network's sizes off the shapes of the tensors a
 `checkpoint.py` opens the file safely and keeps account of every tensor in it; `folder.py` writes the folder.
 """
 
-from audioldm2_pl.original.folder import ImportReport, import_checkpoint
+from audioldm2_pl.hub.original.folder import ImportReport, import_checkpoint
 
 __all__ = ["ImportReport", "import_checkpoint"]

@@ -1,0 +1,15 @@
+"""Opening published encoders."""
+
+from audioldm2_pl.errors import UserError
+
+
+def load_pretrained(kind: type, source: str, **options):
+    """`kind.from_pretrained(source)`; UserError where `source` is neither a folder nor a hub id."""
+    try:
+        return kind.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"cannot load {kind.__name__} from {source!r} ({reason}); "
+            "give a folder that holds one, or a hub id where there is a network"
+        ) from None

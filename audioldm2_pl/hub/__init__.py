@@ -1,0 +1,1 @@
+"""Model folders, published and our own, and the authors' original checkpoints."""
