@@ -19,7 +19,7 @@ demo: .venv/.ready
 	$(BIN)/audioldm2 train experiments/demo.yaml
 	$(BIN)/python -m evaluation report experiments/demo.yaml
 
-# 240 real clips -> all stages -> 16 clips a class -> an outside judge: docs/results/esc10.json (waveforms by
+# 240 real clips -> all stages -> 16 clips a class -> an external classifier: docs/results/esc10.json (waveforms by
 # Griffin and Lim's algorithm) and docs/results/esc10_hifigan.json (by the vocoder)
 ESC10 ?= ../shared/data/esc10
 SCORER ?= ../shared/tools/yamnet_score.py
@@ -28,9 +28,9 @@ esc10: .venv/.ready
 	$(BIN)/python -m data.esc50 $(ESC10) shards/esc10
 	$(BIN)/audioldm2 train experiments/esc10.yaml
 	$(BIN)/audioldm2 generate runs/esc10/model $(SAMPLING) --output runs/esc10/generated --vocoder griffin-lim
-	$(BIN)/python -m evaluation outside runs/esc10/generated $(ESC10)/audio --scorer $(SCORER) --output docs/results/esc10.json
+	$(BIN)/python -m evaluation external runs/esc10/generated $(ESC10)/audio --scorer $(SCORER) --output docs/results/esc10.json
 	$(BIN)/audioldm2 generate runs/esc10/model $(SAMPLING) --output runs/esc10/generated_hifigan
-	$(BIN)/python -m evaluation outside runs/esc10/generated_hifigan $(ESC10)/audio --scorer $(SCORER) --output docs/results/esc10_hifigan.json
+	$(BIN)/python -m evaluation external runs/esc10/generated_hifigan $(ESC10)/audio --scorer $(SCORER) --output docs/results/esc10_hifigan.json
 
 # Full-size networks beside diffusers' and transformers', same random weights: docs/results/parity.json (8 GiB, minutes)
 parity: .venv/.ready

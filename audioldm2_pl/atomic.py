@@ -1,5 +1,6 @@
-"""Files that are there whole or not at all, whatever happens while they are written."""
+"""Files that several processes write and read: whole or not at all, one writer at a time, known by their bytes."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from audioldm2_pl.errors import UserError, reason_of
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; at the end the file takes the place of `path`, after an error nothing changes.
+    """A name beside `path` to write to; at the end the file replaces `path`, after an error nothing changes.
 
     Raises UserError where it cannot be written.
     """
@@ -35,7 +36,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def is_write_error(error: Exception) -> bool:
-    """Whether the disk is the cause: torch and safetensors have their own words for it."""
+    """Whether the disk is the cause: torch and safetensors have their own messages for it."""
     return isinstance(error, OSError) or any(
         name in str(error) for name in ("inline_container", "iostream error", "os error")
     )
@@ -43,7 +44,7 @@ def is_write_error(error: Exception) -> bool:
 
 def write_reason(error: Exception) -> str:
     """A phrase that says why a file could not be written; torch has lost the system's own."""
-    lost = any(words in str(error) for words in ("inline_container", "iostream"))
+    lost = any(name in str(error) for name in ("inline_container", "iostream"))
     return "the disk is full or failing" if lost else reason_of(error)
 
 
@@ -61,3 +62,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: damaged, holds no JSON object; delete it")
     return content
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Holds a lock among the processes and threads of this machine; BlockingIOError where it is held elsewhere."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+def update_from(digest: Any, path: Path) -> None:
+    """Feeds a file's bytes to a digest of hashlib."""
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)

@@ -6,11 +6,13 @@ on whatever device the waveform is on.
 Letters: B batch, T samples, F frames, M mel bins.
 """
 
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from math import ceil, gcd
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -54,6 +56,10 @@ class AudioConfig:
     @property
     def frames_per_second(self) -> float:
         return self.sample_rate / self.hop_length
+
+    def num_frames_of(self, seconds: float | None) -> int:
+        """Frames of a crop; None is a whole clip."""
+        return self.num_frames if seconds is None else round(seconds * self.frames_per_second)
 
     def __post_init__(self) -> None:
         check_fields(self, "audio.")
@@ -125,8 +131,8 @@ def is_silent(waveform: np.ndarray) -> bool:
 
 
 def normalise(waveform: np.ndarray, peak: float | None) -> np.ndarray:
-    """Takes the mean off a (T,) waveform and scales it to `peak`, as the authors' training data does, but never by more
-    than MAX_GAIN."""
+    """Subtracts the mean of a (T,) waveform and scales it to `peak`, as the authors' training data does, at most by
+    MAX_GAIN."""
     waveform = waveform - waveform.mean()
     if peak is not None:
         waveform *= min(MAX_GAIN, peak / (max(waveform.max(), -waveform.min()) + 1e-8))
@@ -136,7 +142,7 @@ def normalise(waveform: np.ndarray, peak: float | None) -> np.ndarray:
 def prepare_clip(
     waveform: np.ndarray, rate: int, config: AudioConfig, num_samples: int | None = None, start: int = 0
 ) -> np.ndarray:
-    """(T,) at `rate` Hz => (num_samples,), or a whole clip, at the config's rate and level: what all networks hear.
+    """(T,) at `rate` Hz => (num_samples,), or a whole clip, at the config's rate and level: what all networks read.
 
     In the authors' order: cut from `start`, resampled, levelled, and only then padded with zeros, so that a short
     clip's padding is digital silence.
@@ -154,31 +160,29 @@ def fit_length(waveform: np.ndarray, num_samples: int, start: int = 0) -> np.nda
     return np.pad(piece, (0, num_samples - len(piece)))
 
 
-def slaney_mel(hz: np.ndarray) -> np.ndarray:
-    """Hz => mel on Slaney's scale: linear below 1 kHz, logarithmic above."""
-    hz = np.asarray(hz, dtype=np.float64)
-    logarithmic = 15.0 + 27.0 * np.log(np.maximum(hz, 1.0) / 1000.0) / np.log(6.4)
-    return np.where(hz < 1000.0, hz * 3.0 / 200.0, logarithmic)
+def mel_filters(
+    num_fft: int, num_bins: int, range_hz: tuple[float, float], sample_rate: int, kaldi: bool = False
+) -> Tensor:
+    """Triangular mel filters (num_fft // 2 + 1, num_bins): of unit area on Slaney's scale, as librosa's defaults, or of
+    unit height on Kaldi's."""
+    from transformers.audio_utils import mel_filter_bank  # takes seconds
 
-
-def slaney_hz(mel: np.ndarray) -> np.ndarray:
-    """The inverse of `slaney_mel`."""
-    return np.where(mel < 15.0, mel * 200.0 / 3.0, 1000.0 * np.exp((mel - 15.0) * np.log(6.4) / 27.0))
+    kind: dict[str, Any] = {"norm": "slaney", "mel_scale": "slaney"}
+    if kaldi:
+        kind = {"norm": None, "mel_scale": "kaldi", "triangularize_in_mel_space": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the lowest filters may be narrower than a bin, and zero
+        return torch.from_numpy(mel_filter_bank(num_fft // 2 + 1, num_bins, *range_hz, sample_rate, **kind)).float()
 
 
 def slaney_filters(config: AudioConfig) -> Tensor:
-    """Triangular mel filters of unit area, (num_fft // 2 + 1, M), as librosa's defaults."""
-    span = slaney_mel(np.array([config.mel_min_hz, config.mel_max_hz]))
-    edges = slaney_hz(np.linspace(span[0], span[1], config.num_mel_bins + 2))  # (M + 2,) Hz
-    bins = np.linspace(0.0, config.sample_rate / 2, config.num_fft // 2 + 1)[:, None]
-    rising = (bins - edges[:-2]) / np.diff(edges)[:-1]
-    falling = (edges[2:] - bins) / np.diff(edges)[1:]
-    filters = np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (edges[2:] - edges[:-2]))
-    return torch.from_numpy(filters).float()
+    """The filters of `LogMel`, (num_fft // 2 + 1, M)."""
+    c = config
+    return mel_filters(c.num_fft, c.num_mel_bins, (c.mel_min_hz, c.mel_max_hz), c.sample_rate)
 
 
 class LogMel(nn.Module):
-    """waveform (B, T) => log-mel (B, 1, T / hop, M), the VAE's and the vocoder's view of sound.
+    """waveform (B, T) => log-mel (B, 1, T / hop, M), what the VAE and the vocoder read.
 
     Magnitude spectrogram, reflect-padded so that a frame is centred on its hop, Slaney mel filters, natural
     logarithm with floor 1e-5: the numbers of the authors' training code.
@@ -224,19 +228,14 @@ def griffin_lim(log_mel: Tensor, config: AudioConfig, num_rounds: int = 32) -> T
     magnitude = magnitude.transpose(1, 2)
     spectrum, before = magnitude.to(torch.complex64), torch.zeros_like(magnitude, dtype=torch.complex64)
     for _ in range(num_rounds):
-        heard = torch.stft(torch.istft(spectrum, length=num_samples, **frame), return_complex=True, **frame)
-        ahead = heard + 0.99 * (heard - before)
-        spectrum, before = magnitude * ahead / ahead.abs().clamp(min=1e-8), heard
+        rebuilt = torch.stft(torch.istft(spectrum, length=num_samples, **frame), return_complex=True, **frame)
+        ahead = rebuilt + 0.99 * (rebuilt - before)
+        spectrum, before = magnitude * ahead / ahead.abs().clamp(min=1e-8), rebuilt
     return torch.istft(spectrum, length=num_samples, **frame)
 
 
-def kaldi_mel(hz: np.ndarray | float) -> np.ndarray:
-    """Hz => mel on Kaldi's (HTK's) scale."""
-    return 1127.0 * np.log(1.0 + np.asarray(hz, dtype=np.float64) / 700.0)
-
-
 class Fbank(nn.Module):
-    """waveform (B, T) => normalised filter bank (B, 1, frames, bins), AudioMAE's view of sound.
+    """waveform (B, T) => normalised filter bank (B, 1, frames, bins), what AudioMAE reads.
 
     Kaldi's: 25 ms Hann frames every 10 ms, mean of each frame removed, pre-emphasis 0.97, power spectrum, HTK mel
     triangles from 20 Hz, natural logarithm. Kaldi's frames do not overhang the end (163,840 samples give 1,022),
@@ -249,21 +248,14 @@ class Fbank(nn.Module):
     def __init__(self, config: AudioConfig):
         super().__init__()
         self.config = config
-        self.frame_length = round(0.025 * config.sample_rate)
-        self.frame_shift = round(0.010 * config.sample_rate)
+        sample_rate = config.sample_rate
+        self.frame_length = round(0.025 * sample_rate)
+        self.frame_shift = round(0.010 * sample_rate)
         self.num_fft = 2 ** ceil(np.log2(self.frame_length))
         window = torch.hann_window(self.frame_length, periodic=False)
         self.register_buffer("window", window, persistent=False)
-        self.register_buffer("filters", self.mel_filters(), persistent=False)
-
-    def mel_filters(self) -> Tensor:
-        c = self.config
-        edges = np.linspace(kaldi_mel(20.0), kaldi_mel(c.sample_rate / 2), c.num_fbank_bins + 2)
-        bins = kaldi_mel(np.arange(self.num_fft // 2) * c.sample_rate / self.num_fft)[:, None]
-        rising = (bins - edges[:-2]) / np.diff(edges)[:-1]
-        falling = (edges[2:] - bins) / np.diff(edges)[1:]
-        filters = np.maximum(0.0, np.minimum(rising, falling))
-        return torch.from_numpy(np.pad(filters, ((0, 1), (0, 0)))).float()  # (num_fft // 2 + 1, bins)
+        filters = mel_filters(self.num_fft, config.num_fbank_bins, (20.0, sample_rate / 2), sample_rate, kaldi=True)
+        self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
         c = self.config

@@ -7,16 +7,28 @@ import sys
 import unicodedata
 import warnings
 from collections import Counter
+from dataclasses import MISSING, fields
 from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from audioldm2_pl.errors import Interrupted, UserError, run_tool
+from audioldm2_pl.fields import check_fields, is_optional, range_text, without_none
+from audioldm2_pl.generation import Generation, Sampling, requests_of
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus")  # that a clip's name in a prompt file may have
+METAVARS = {int: "N", float: "X", str: "TEXT"}  # of flags without a unit
 MAX_NAME = 240  # bytes of a file's name, which gets a suffix
 
 
+class Parser(argparse.ArgumentParser):
+    """Tells a wrong command line in one line, as all other errors are told."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="audioldm2", description="Train AudioLDM 2 and make sound with it.")
+    parser = Parser(prog="audioldm2", description="Train AudioLDM 2 and make sound with it.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (add_train, add_generate, add_describe, add_import):
         add(commands)
@@ -24,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_train(commands: argparse._SubParsersAction) -> None:
-    train = commands.add_parser("train", help="train the stages of an experiment, or go on with them")
+    train = commands.add_parser("train", help="train the stages of an experiment, or resume them")
     train.add_argument("experiment", type=Path, help="an experiment's YAML")
     train.add_argument("--stage", help="train this stage only")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="anything in the YAML, such as seed=1")
@@ -35,23 +47,11 @@ def add_train(commands: argparse._SubParsersAction) -> None:
 def add_generate(commands: argparse._SubParsersAction) -> None:
     generate = commands.add_parser("generate", help="make sound from text")
     generate.add_argument("model", help="a model folder, or a hub id")
-    generate.add_argument("prompts", nargs="*", metavar="TEXT", help="what to hear, one clip each")
+    generate.add_argument("prompts", nargs="*", metavar="TEXT", help="what to generate, one clip each")
     generate.add_argument("--prompts", dest="file", type=Path, help="a text file: one TEXT a line, or NAME | TEXT")
-    generate.add_argument("--transcript", help="what a speech model says; the prompts then tell how")
     generate.add_argument("--output", type=Path, default=Path("output"), help="folder for the clips (%(default)s)")
-    generate.add_argument("--seconds", type=float, help="length of each clip (the model's own)")
-    generate.add_argument("--steps", type=int, help="sampling steps (as the model was measured)")
-    generate.add_argument("--guidance-scale", type=float, help="1 is no guidance (as the model was measured)")
-    generate.add_argument("--sampler", help="ddim, ddpm, dpm-solver++, unipc, euler, heun, pndm (the model's own)")
-    generate.add_argument("--eta", type=float, help="noise that DDIM puts back, 0 to 1 (as the model was measured)")
-    generate.add_argument(
-        "--unconditional", help="guidance against zero LOA, or gpt2: LOA said for no text (as the model was measured)"
-    )
-    generate.add_argument("--negative-prompt", default="", help="what guidance moves away from (nothing)")
-    generate.add_argument("--seed", type=int, default=0, help="of the first clip; the next ones count up (%(default)s)")
-    generate.add_argument(
-        "--candidates", type=int, help="clips tried per prompt; CLAP keeps one (as the model was measured)"
-    )
+    add_fields(generate, Generation)
+    add_fields(generate, Sampling, default="the model's own")
     generate.add_argument("--batch-size", type=int, default=16, help="clips made at once (%(default)s)")
     generate.add_argument(
         "--heads", choices=["folder", "official"], default="folder",
@@ -62,7 +62,37 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
         help="the model's network, or Griffin and Lim's algorithm (%(default)s)",
     )  # fmt: skip
     generate.add_argument("--device", default="auto", help="cpu, cuda, mps (the best there is)")
+    generate.add_argument(
+        "--precision", choices=["32", "bf16", "16"], default="32", help="bits of the networks' numbers (%(default)s)"
+    )
     generate.set_defaults(run=run_generate, further="prompts")
+
+
+def add_fields(parser: argparse.ArgumentParser, schema: type, default: str = "") -> None:
+    """A flag for each optional field of a dataclass: its names, type or words, help, unit, range and default.
+
+    `default` says where a missing value comes from, if not from the dataclass. Ranges are checked later, by the schema.
+    """
+    hints = get_type_hints(schema)
+    for f in (f for f in fields(schema) if f.default is not MISSING):
+        hint = without_none(hints[f.name]) if is_optional(hints[f.name]) else hints[f.name]
+        words = get_args(hint) if get_origin(hint) is Literal else ()
+        names = [f"--{name.replace('_', '-')}" for name in (f.name, *f.metadata["aliases"])]
+        shown = default or ("" if f.default in (None, "") else str(f.default))
+        notes = [range_text(f.metadata["bounds"]), f"default: {shown}" if shown else ""]
+        parser.add_argument(
+            *names,
+            dest=f.name,
+            default=argparse.SUPPRESS,
+            type=str if words else hint,
+            metavar=f"{{{','.join(words)}}}" if words else f.metadata["unit"].upper() or METAVARS[hint],
+            help=f.metadata["help"] + (f" ({'; '.join(filter(None, notes))})" if any(notes) else ""),
+        )
+
+
+def given_fields(args: argparse.Namespace, schema: type) -> dict[str, Any]:
+    """The fields of a dataclass that the command line sets."""
+    return {f.name: getattr(args, f.name) for f in fields(schema) if hasattr(args, f.name)}
 
 
 def add_describe(commands: argparse._SubParsersAction) -> None:
@@ -105,7 +135,7 @@ def run_train(args: argparse.Namespace) -> None:
         train(experiment, args.stage)
     except Interrupted as stop:
         state = f"{stop.state}; " if stop.state else ""
-        raise Interrupted(stop.signum, f"{state}go on with: {shlex.join(['audioldm2', *args.words])}") from None
+        raise Interrupted(stop.signum, f"{state}resume with: {shlex.join(['audioldm2', *args.arguments])}") from None
     print(f"model: {experiment.model_folder}")
 
 
@@ -121,7 +151,7 @@ def run_describe(args: argparse.Namespace) -> None:
 
 
 def run_import(args: argparse.Namespace) -> None:
-    from audioldm2_pl.hub.original import import_checkpoint
+    from audioldm2_pl.hub.original.folder import import_checkpoint
 
     print(import_checkpoint(args.file, args.folder, args.ema, args.heads, args.tokenizers, args.vocoder_rates))
     print(f"model: {args.folder}")
@@ -142,22 +172,19 @@ def generate(args: argparse.Namespace) -> None:
     if args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: clips made at once are 1 or more")
 
-    from audioldm2_pl.audio import save_waveform
-    from audioldm2_pl.pipeline import AudioLDM2, check_prompts, check_seeds
+    requests = requests_of([text for _, text in named], given_fields(args, Generation))
+    sampling = given_fields(args, Sampling)
+    check_fields(Sampling(**sampling))
 
-    check_prompts([text for _, text in named])
-    check_seeds([args.seed], 1)
-    model = AudioLDM2.from_pretrained(args.model, pick_device(args.device), args.heads, args.vocoder)
+    from audioldm2_pl.audio import save_waveform
+    from audioldm2_pl.pipeline import PRECISIONS, AudioLDM2
+
+    device, dtype = pick_device(args.device), PRECISIONS[args.precision]
+    model = AudioLDM2.from_pretrained(args.model, device, args.heads, args.vocoder, dtype)
     check_output(args.output)
-    if args.sampler:
-        model.set_sampler(args.sampler)
     for start in range(0, len(named), args.batch_size):  # written batch by batch: what is done stays done
         rows = named[start : start + args.batch_size]
-        waveforms = model.generate(
-            [text for _, text in rows], args.seconds, args.steps, args.guidance_scale, args.seed + start,
-            args.candidates, args.eta, unconditional=args.unconditional, negative_prompt=args.negative_prompt,
-            transcripts=args.transcript,
-        )  # fmt: skip
+        waveforms = model.generate(requests[start : start + args.batch_size], **sampling)
         for (name, text), waveform in zip(rows, waveforms):
             path = args.output / f"{name}.wav"
             save_waveform(path, waveform, model.sample_rate)
@@ -236,7 +263,7 @@ def is_option(word: str) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_with_overrides(build_parser(), arguments)
-    args.words = sys.argv[1:] if arguments is None else arguments
+    args.arguments = sys.argv[1:] if arguments is None else arguments
     return run_tool(lambda: args.run(args))
 
 

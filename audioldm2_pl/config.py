@@ -8,22 +8,23 @@ import dataclasses
 import json
 import math
 import re
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from audioldm2_pl.audio import AudioConfig
-from audioldm2_pl.conditioners.clap import CLAPConfig
-from audioldm2_pl.conditioners.phonemes import PhonemeConfig
-from audioldm2_pl.conditioners.t5 import T5EncoderConfig
+from audioldm2_pl.conditioners.config import CONDITIONS, ConditionersConfig, conditioner_class
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.experiment_file import read_yaml, value_of
 from audioldm2_pl.fields import bounded, check_fields, nearest
-from audioldm2_pl.models.audiomae import AudioMAEConfig
+from audioldm2_pl.generation import Sampling
+from audioldm2_pl.models.audiomae import AudioMAEConfig, num_loa_vectors
 from audioldm2_pl.models.diffusion import DiffusionConfig
 from audioldm2_pl.models.gpt2 import LOAGPT2Config
 from audioldm2_pl.models.unet import TUNetConfig
@@ -36,23 +37,9 @@ from audioldm2_pl.training.decoder import DecoderTrainingConfig
 from audioldm2_pl.training.gpt2 import GPT2TrainingConfig
 from audioldm2_pl.training.joint import JointTrainingConfig
 from audioldm2_pl.training.ldm import LDMTrainingConfig
-from audioldm2_pl.training.stage import StageConfig
+from audioldm2_pl.training.stage import Stage, StageConfig
 from audioldm2_pl.training.vae import VAETrainingConfig
 from audioldm2_pl.training.vocoder import VocoderTrainingConfig
-
-StageName = Literal["clap", "audiomae", "vae", "vocoder", "decoder", "ldm", "gpt2", "joint"]
-STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)  # in their order of training
-OPTIONAL = ("decoder",)  # trained only where `stages` names them
-JUDGED = ("adversarial", "feature_matching")  # loss terms that begin with the discriminators
-
-
-@dataclass
-class ConditionersConfig:
-    """What turns a prompt into vectors."""
-
-    clap: CLAPConfig = field(default_factory=CLAPConfig)
-    t5: T5EncoderConfig = field(default_factory=T5EncoderConfig)
-    phonemes: PhonemeConfig | None = None  # given, it takes T5's place and speech is made; {} takes the defaults
 
 
 @dataclass
@@ -67,6 +54,16 @@ class TrainingConfig:
     ldm: LDMTrainingConfig = field(default_factory=LDMTrainingConfig)
     gpt2: GPT2TrainingConfig = field(default_factory=GPT2TrainingConfig)
     joint: JointTrainingConfig = field(default_factory=JointTrainingConfig)
+
+
+def stage_class(recipe: type) -> type[Stage]:
+    """The stage that stands below its recipe, in the same file."""
+    module = vars(sys.modules[recipe.__module__]).values()
+    return next(c for c in module if isinstance(c, type) and issubclass(c, Stage) and c.__module__ == recipe.__module__)
+
+
+# Stages by name, in their order of training.
+STAGES = {name: stage_class(recipe) for name, recipe in get_type_hints(TrainingConfig).items()}
 
 
 @dataclass
@@ -96,8 +93,8 @@ class ExperimentConfig:
     description: str = ""  # which row of which table, and the number to expect
     seed: int = bounded(0, ge=0, lt=2**63)  # every random draw follows from it
     runs: str = "runs"  # folder of all runs
-    stages: list[StageName] = field(  # those to train, in order
-        default_factory=lambda: [name for name in STAGE_NAMES if name not in OPTIONAL]
+    stages: list[str] = field(  # those to train, in order
+        default_factory=lambda: [name for name, stage in STAGES.items() if not stage.optional]
     )
     from_: dict[str, str | None] = field(default_factory=dict)  # `from:` part -> model folder or hub id to take it from
     start_from: dict[str, str | None] = field(default_factory=dict)  # part -> where its first weights come from
@@ -110,12 +107,31 @@ class ExperimentConfig:
     unet: TUNetConfig = field(default_factory=TUNetConfig)
     gpt2: LOAGPT2Config = field(default_factory=LOAGPT2Config)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    sampling: Sampling = field(default_factory=Sampling)  # of previews, reports, `decoder`, and in the model folder
     training: TrainingConfig = field(default_factory=TrainingConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     @property
-    def is_speech(self) -> bool:
-        return self.conditioners.phonemes is not None
+    def uses_loa(self) -> bool:
+        """Whether there is a language of audio: AudioMAE, GPT-2 and a T-UNet that reads it."""
+        return "loa" in self.unet.conditions
+
+    @property
+    def unet_conditioners(self) -> list[str]:
+        """Conditioners that the T-UNet reads."""
+        return [name for name in CONDITIONS if name in (*self.unet.conditions, self.unet.film)]
+
+    @property
+    def condition_names(self) -> list[str]:
+        """Conditioners that any network reads."""
+        used = {*self.unet_conditioners, *(self.gpt2.conditions if self.uses_loa else ())}
+        return [name for name in CONDITIONS if name in used]
+
+    def trainable_conditioners(self, names: Sequence[str]) -> list[str]:
+        """Those of `names` that train in the stages that read them."""
+        free = [name for name in names if not conditioner_class(name).has_own_stage]
+        given = {*self.from_, *self.start_from}
+        return [name for name in free if getattr(self.conditioners, name).pretrained is None and name not in given]
 
     def training_of(self, stage: str) -> StageConfig:
         """A stage's recipe."""
@@ -136,19 +152,62 @@ class ExperimentConfig:
             raise UserError(f"trainer.devices={self.trainer.devices!r} has to be auto, a count, or ids as in 0,1")
         self.from_ = {part: source for part, source in self.from_.items() if source is not None}
         self.start_from = {part: source for part, source in self.start_from.items() if source is not None}
+        self.check_conditions()
         for stage in self.stages:
-            weights = getattr(self.training, stage).loss_weights
-            if not any(weight > 0 for term, weight in weights.items() if term not in JUDGED):
-                raise UserError(
-                    f"training.{stage}.loss_weights: no term that is there from the first batch has a weight"
-                )
+            self.check_stage(stage)
         if self.training.decoder.sampled_from and "decoder" in self.stages:
             later = self.stages[self.stages.index("decoder") + 1 :]
             if changed := [stage for stage in later if stage in ("ldm", "gpt2", "joint")]:
                 raise UserError(
-                    f"stages: with training.decoder.sampled_from decoder hears the T-UNet; put it after {changed[-1]}"
+                    f"stages: with training.decoder.sampled_from decoder reads the T-UNet; put it after {changed[-1]}"
                 )
         self.check_fit()
+
+    def check_stage(self, name: str) -> None:
+        """Raises UserError for a stage that is not there or has nothing to train."""
+        if name not in STAGES:
+            raise UserError(f"stages: {name}: {nearest(name, list(STAGES))}")
+        recipe = self.training_of(name)
+        if not any(weight and term not in recipe.delayed_terms for term, weight in recipe.loss_weights.items()):
+            raise UserError(f"training.{name}.loss_weights: no term that is there from the first batch has a weight")
+        if "gpt2" in STAGES[name].writes(self) and not self.uses_loa:
+            raise UserError(f"stages: {name} trains GPT-2, but unet.conditions={self.unet.conditions} reads no loa")
+
+    def check_conditions(self) -> None:
+        """Raises UserError where a network is to read a condition that is not there."""
+        film = [self.unet.film] if self.unet.film is not None else []
+        for key, names in (
+            ("unet.conditions", [name for name in self.unet.conditions if name != "loa"]),
+            ("unet.film", film),
+            ("gpt2.conditions", self.gpt2.conditions if self.uses_loa else []),
+        ):
+            for name in names:
+                if name not in CONDITIONS:
+                    also = ["loa"] if key == "unet.conditions" else []
+                    raise UserError(f"{key}: {name}: {nearest(name, [*also, *CONDITIONS])}")
+                if getattr(self.conditioners, name) is None:
+                    raise UserError(f"{key} names {name}, but conditioners.{name} is null; {{}} takes its defaults")
+        chosen = [f.name for f in dataclasses.fields(self.conditioners) if f.default is None]  # null unless asked for
+        for name in chosen:
+            if getattr(self.conditioners, name) is not None and name not in self.condition_names:
+                raise UserError(f"conditioners.{name}: no network reads it; name it in gpt2.conditions")
+        if len(set(self.gpt2.conditions)) != len(self.gpt2.conditions):
+            raise UserError(f"gpt2.conditions={self.gpt2.conditions}: name each condition once")
+        if film and getattr(self.conditioners, film[0]).num_tokens != 1:
+            raise UserError(f"unet.film={film[0]}: joins one vector to the time embedding, and this has several")
+        if self.uses_loa and not self.gpt2.conditions and "gpt2" in self.stages:
+            raise UserError("gpt2.conditions is empty; name one condition or more")
+        if self.uses_loa and self.gpt2.pretrained is None:
+            self.check_positions()
+
+    def check_positions(self) -> None:
+        """Raises UserError where the longest prefix and LOA do not fit into GPT-2's positions."""
+        prefix = sum(getattr(self.conditioners, name).num_tokens + 2 for name in self.gpt2.conditions)
+        needed = prefix + num_loa_vectors(self.audiomae) - 1
+        if needed > self.gpt2.num_positions:
+            raise UserError(
+                f"gpt2.num_positions={self.gpt2.num_positions}, but conditions and LOA take up to {needed}; raise it"
+            )
 
     def check_fit(self) -> None:
         """Raises UserError where two parts do not fit together."""
@@ -159,7 +218,6 @@ class ExperimentConfig:
         ):
             if undivided := [pooling for pooling in poolings if pooling < 1 or rows % pooling]:
                 raise UserError(f"{key}: {undivided[0]} does not divide the {rows} rows of AudioMAE's patches")
-        text_dims = [d for d in self.unet.cross_attention_dim if d is not None]
         wanted = {
             "audio.hop_length": (
                 self.audio.hop_length,
@@ -181,27 +239,15 @@ class ExperimentConfig:
             "unet.in_channels": (self.unet.in_channels, self.vae.latent_channels, "vae.latent_channels"),
             "gpt2.hidden_size": (self.gpt2.hidden_size, self.audiomae.embed_dim, "audiomae.embed_dim"),
         }
-        if text_dims:
-            wanted["unet.cross_attention_dim (LOA)"] = (text_dims[0], self.audiomae.embed_dim, "audiomae.embed_dim")
         if self.audio.num_frames % self.audiomae.patch_size:
             raise UserError(
                 f"audio.clip_seconds={self.audio.clip_seconds} gives {self.audio.num_frames} frames, which AudioMAE's "
                 f"patches of {self.audiomae.patch_size} frames do not divide; choose another length"
             )
-        if self.diffusion.num_steps > self.diffusion.num_timesteps:
+        if self.sampling.num_steps > self.diffusion.num_timesteps:
             raise UserError(
-                f"diffusion.num_steps={self.diffusion.num_steps} is more than "
+                f"sampling.num_steps={self.sampling.num_steps} is more than "
                 f"diffusion.num_timesteps={self.diffusion.num_timesteps}"
-            )
-        if len(text_dims) > 1 and self.is_speech:
-            raise UserError(
-                f"unet.cross_attention_dim={self.unet.cross_attention_dim} reads a text, but with "
-                "conditioners.phonemes there is none; make it [null, LOA's width]"
-            )
-        if len(text_dims) == 1 and not self.is_speech:
-            raise UserError(
-                f"unet.cross_attention_dim={self.unet.cross_attention_dim} has no place for the text; add T5's "
-                "width, or make speech with conditioners.phonemes"
             )
         for key, (value, other, name) in wanted.items():
             if value != other:
@@ -216,8 +262,7 @@ class ExperimentConfig:
             "audiomae.decoder_heads": (mae.decoder_heads, mae.decoder_dim),
             "gpt2.num_heads": (gpt2.num_heads, gpt2.hidden_size),
         }
-        if self.conditioners.phonemes is not None:
-            phonemes = self.conditioners.phonemes
+        if (phonemes := self.conditioners.phonemes) is not None:
             shared["conditioners.phonemes.num_heads"] = (phonemes.num_heads, phonemes.hidden_size)
         for key, (heads, width) in shared.items():
             if width % heads:

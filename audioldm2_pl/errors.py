@@ -35,8 +35,8 @@ def reason_of(error: BaseException) -> str:
     """An exception's text in one line that is the same in every run."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    said = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "it", str(error))  # an address differs from run to run
-    return textwrap.shorten(said, MAX_REASON, placeholder=" …") or type(error).__name__
+    text = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "it", str(error))  # an address differs from run to run
+    return textwrap.shorten(text, MAX_REASON, placeholder=" …") or type(error).__name__
 
 
 def run_tool(body: Callable[[], None]) -> int:
@@ -63,8 +63,8 @@ def run_tool(body: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # exit flushes what is left
         return 141
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        prefix = f"{error.filename}: " if error.filename else ""
+        print(f"error: {prefix}{error.strerror or error}", file=sys.stderr)
         return 2
     return 0
 

@@ -16,6 +16,16 @@ from audioldm2_pl.fields import is_optional, type_at, without_none
 
 MAX_VALUES = 100_000  # in one file, those that aliases repeat included
 MAX_DEPTH = 20  # of a file's nesting, and of files over files
+RENAMED_KEYS = {  # key of an earlier version -> today's, or a sentence that tells what to write
+    "diffusion.sampler": "sampling.sampler",
+    "diffusion.num_steps": "sampling.num_steps",
+    "diffusion.guidance_scale": "sampling.guidance_scale",
+    "diffusion.eta": "sampling.eta",
+    "diffusion.unconditional": "sampling.unconditional",
+    "diffusion.candidates": "sampling.candidates",
+    "unet.cross_attention_dim": "write unet.conditions, a list of names such as [loa, t5]; the widths follow from it",
+    "unet.film_dim": "write unet.film, the name of the condition, such as clap; the width follows from it",
+}
 TEXT = "tag:yaml.org,2002:str"
 NULL = "tag:yaml.org,2002:null"
 
@@ -60,6 +70,7 @@ def value_of(override: str, schema: type) -> dict[str, Any]:
     if not equals:
         raise UserError(f"{override!r}: an override is key=value, for example trainer.devices=2")
     check_text(key, text)
+    check_renamed(key)
     hint = type_at(schema, key)
     optional = is_optional(hint)
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
@@ -122,10 +133,18 @@ def children(node: yaml.Node, hint: Any, key: str) -> Iterator[tuple[yaml.Node, 
         name.tag = TEXT
         dotted = f"{key}.{name.value}".lstrip(".")
         check_text(dotted, name.value)
+        check_renamed(dotted)
         if name.value in seen:
             raise UserError(f"{dotted}: stands there twice; take one out")
         seen.add(name.value)
         yield child, type_at(hint, name.value), dotted
+
+
+def check_renamed(key: str) -> None:
+    """UserError for a key of an earlier version, which names today's."""
+    if key in RENAMED_KEYS:
+        now = RENAMED_KEYS[key]
+        raise UserError(f"{key}: {now}" if " " in now else f"{key} is now {now}")
 
 
 def check_text(key: str, text: str) -> None:

@@ -21,16 +21,24 @@ COMPARISONS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
-def bounded(default: Any, *, keys: Sequence[str] = (), min_length: int = 0, **bounds: float) -> Any:
+def bounded(
+    default: Any, *, keys: Sequence[str] = (), min_length: int = 0, aliases: Sequence[str] = (), help: str = "",
+    unit: str = "", **bounds: float,
+) -> Any:  # fmt: skip
     """A dataclass field of a number, or of a list, tuple or dict of numbers, with its range; see `check_fields`.
 
     Args:
         default: the value, or a function that makes it.
         keys: those that a dict may have.
         min_length: of a list.
+        aliases: other names that the field goes by.
+        help, unit: what a user interface shows of the field.
         bounds: `ge`, `gt`, `le`, `lt` as in pydantic, of each number.
     """
-    metadata = {"bounds": bounds, "keys": tuple(keys), "min_length": min_length}
+    metadata = {
+        "bounds": bounds, "keys": tuple(keys), "min_length": min_length,
+        "aliases": tuple(aliases), "help": help, "unit": unit,
+    }  # fmt: skip
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -104,10 +112,15 @@ def check_number(key: str, value: float, bounds: dict[str, float]) -> None:
     if not math.isfinite(value):
         raise UserError(f"{key}={value} is not finite")
     if not all(COMPARISONS[name][1](value, bound) for name, bound in bounds.items()):
-        wanted = " and ".join(f"{COMPARISONS[name][0]} {bound:g}" for name, bound in bounds.items())
-        if bounds.keys() == {"ge", "le"}:
-            wanted = f"from {bounds['ge']:g} to {bounds['le']:g}"
-        raise UserError(f"{key}={value} has to be {wanted}")
+        raise UserError(f"{key}={value} has to be {range_text(bounds)}")
+
+
+def range_text(bounds: dict[str, float]) -> str:
+    """Bounds in words, such as "from 0 to 1"; empty where there are none."""
+    shown = {name: "2^63" if bound == 2**63 else f"{bound:g}" for name, bound in bounds.items()}
+    if bounds.keys() == {"ge", "le"}:
+        return f"from {shown['ge']} to {shown['le']}"
+    return " and ".join(f"{COMPARISONS[name][0]} {bound}" for name, bound in shown.items())
 
 
 def nearest(word: str, words: Sequence[str]) -> str:

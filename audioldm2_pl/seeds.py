@@ -31,10 +31,10 @@ class SharedRandom:
 
 
 def draw_rows(draw: Callable[[int], Tensor], batch_size: int) -> Tensor:
-    """Random rows, one a clip: `draw(n)` makes those of the whole global batch, and each rank keeps its own.
+    """Random rows (B, ...), one a clip: `draw(n)` makes those of the whole global batch, and each rank keeps its own.
 
     It has to draw from a generator that is the same on all ranks (`SharedRandom`): two processes with batches of 2 then
-    draw what one with batches of 4 does, and a run may go on with another number of ranks.
+    draw what one with batches of 4 does, and a run may resume with another number of ranks.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return draw(batch_size)

@@ -38,12 +38,12 @@ def read_cells(
     """
     lines: list[str] = []  # of the row that is being read
 
-    def kept() -> Iterator[str]:
+    def recorded() -> Iterator[str]:
         for _, line in read_lines(path, encoding):
             lines.append(line)
             yield line
 
-    reader = csv.reader(kept(), strict=True, skipinitialspace=skipinitialspace)
+    reader = csv.reader(recorded(), strict=True, skipinitialspace=skipinitialspace)
     while True:
         lines.clear()
         first = reader.line_num + 1
@@ -69,11 +69,11 @@ def _is_row(line: str, cells: Sequence[str]) -> bool:
 
 
 def read_table(
-    path: Path, columns: Sequence[str], encoding: str = "utf-8-sig", *, may_lack: Sequence[str] = ()
+    path: Path, columns: Sequence[str], encoding: str = "utf-8-sig", *, optional: Sequence[str] = ()
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, row) of a CSV file with a header; a row may leave out the columns `may_lack` at its end.
+    """(line, row) of a CSV file with a header; a row may leave out the columns `optional` at its end.
 
-    UserError where the file lacks one of `columns`, and where a row has more or fewer cells than the header.
+    UserError where one of `columns` is missing, and where a row has more or fewer cells than the header.
     """
     rows = read_cells(path, encoding)
     header = [name.strip() for name in next(rows, (1, []))[1]]
@@ -81,7 +81,7 @@ def read_table(
         if header.count(column) != 1:
             found = "two columns" if column in header else "no column"
             raise UserError(f"{path} has {found} {column}; it needs the columns {' and '.join(columns)}")
-    least = len(header) - len(set(header) & set(may_lack))
+    least = len(header) - len(set(header) & set(optional))
     for line, cells in rows:
         if len(cells) > len(header):
             raise UserError(

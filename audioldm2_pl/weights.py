@@ -33,13 +33,13 @@ def variant_of(path: Path) -> str | None:
 
 
 def loading_options(folder: Path) -> dict[str, Any]:
-    """What `from_pretrained` of diffusers and transformers has to be told to open the folder's weights."""
+    """Keywords with which `from_pretrained` of diffusers and transformers opens the folder's weights."""
     path = find_weights(folder)
     return {"variant": variant_of(path), "use_safetensors": ".safetensors" in path.name}
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Every tensor by name, floating ones in float32. Nothing of a .bin runs."""
+    """Every tensor (...) by name, floating ones in float32. Nothing of a .bin runs."""
     path = find_weights(folder)
     files = [path]
     if path.suffix == ".json":

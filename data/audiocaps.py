@@ -16,54 +16,37 @@ AudioLDM's authors instead: 964 clips in its order, each with the one caption it
 Clips of val and test are refused in training, as are the ids of --exclude (MusicCaps, say).
 """
 
-import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.tables import read_json, read_table
 
-from .corpus import run_corpus
-from .leakage import add_exclude_option, guarded, is_there, read_ids, refused_ids
+from .corpus import Corpus
+from .leakage import own_list_exists, read_ids
 from .shards import Clip
-from .sources import audio_files, fields, number, source_id, video_id, youtube_clip
+from .sources import fields, number, site_id, source_id, youtube_clips
 
 SPLITS = ("train", "val", "test")
 CLIP_SECONDS = 10.0
 LICENCE = "captions MIT, audio as its uploader set on YouTube"
 
 
-def clips(
-    source: Path, split: str, exclude: Sequence[Path] | None = None, evaluation_list: Path | None = None
-) -> Iterator[Clip]:
+def read_clips(source: Path, split: str, evaluation_list: Path | None = None) -> Iterator[Clip]:
     """The clips of a split; of "test" those of `evaluation_list`, if given, with its captions."""
-    if split != "train":
-        return _clips(source, split, evaluation_list if split == "test" else None)
-    refused = refused_ids(exclude or ())
-    for table in (_table(source, other) for other in ("val", "test")):
-        refused |= {source_id("youtube", video) for video, _ in read_captions(table)} if is_there(table) else set()
-    refused |= read_ids(evaluation_list) if evaluation_list is not None else set()
-    return guarded(_clips(source, split), refused, exclude or ())
-
-
-def _clips(source: Path, split: str, evaluation_list: Path | None = None) -> Iterator[Clip]:
     found = read_captions(_table(source, split))
-    if evaluation_list is not None:
+    if split == "test" and evaluation_list is not None:
         found = _listed(found, evaluation_list)
-    files = audio_files(source)
-    for (video, start), captions in found.items():
-        yield youtube_clip(
-            files,
-            source,
-            video,
-            start,
-            start + CLIP_SECONDS,
-            text=captions[0] if len(captions) == 1 else None,
-            captions=captions if len(captions) > 1 else None,
-            source="AudioCaps",
-            licence=LICENCE,
-        )
+    return youtube_clips(source, _rows(found), "AudioCaps", LICENCE)
+
+
+def held_out(source: Path, evaluation_list: Path | None = None) -> set[str]:
+    tables = [_table(source, split) for split in ("val", "test")]
+    videos = [video for table in tables if own_list_exists(table) for video, _ in read_captions(table)]
+    listed = read_ids(evaluation_list) if evaluation_list is not None else set()
+    return {source_id("youtube", video) for video in videos} | listed
 
 
 def _table(source: Path, split: str) -> Path:
@@ -80,13 +63,23 @@ def read_captions(path: Path) -> dict[tuple[str, float], list[str]]:
     return found
 
 
+def _rows(found: dict[tuple[str, float], list[str]]) -> Iterator[tuple[str, float, float, dict[str, Any]]]:
+    for (video, start), captions in found.items():
+        yield (
+            video,
+            start,
+            start + CLIP_SECONDS,
+            {"text": captions[0]} if len(captions) == 1 else {"captions": captions},
+        )
+
+
 def _listed(found: dict[tuple[str, float], list[str]], path: Path) -> dict[tuple[str, float], list[str]]:
     starts = {video: start for video, start in found}  # a video comes once
     content = read_json(path)
     listed: dict[tuple[str, float], list[str]] = {}
     for item in content["data"] if isinstance(content, dict) and "data" in content else ():
         name, caption = fields(item, ("wav", "caption"), path)
-        video = video_id(name)
+        video = site_id("youtube", name)
         if video not in starts:
             raise UserError(f"{path}: test.csv has no clip of {video}")
         listed[video, starts[video]] = ["" if caption is None else caption]
@@ -95,16 +88,11 @@ def _listed(found: dict[tuple[str, float], list[str]], path: Path) -> dict[tuple
     return listed
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    add_exclude_option(parser)
-    parser.add_argument(
-        "--evaluation-list", type=Path, metavar="FILE", help="the 964 clips and captions of AudioLDM's authors"
-    )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_corpus(clips, SPLITS, __doc__, argv, _add_options)
-
+OPTIONS = {
+    "--evaluation-list": {"type": Path, "metavar": "FILE", "help": "the 964 clips and captions of AudioLDM's authors"}
+}
+CORPUS = Corpus(__doc__, SPLITS, read_clips, OPTIONS, held_out=held_out, exclude="optional")
+clips, main = CORPUS.clips, CORPUS.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,18 +19,18 @@ writes the same with a full stop.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.tables import read_table
 
-from .corpus import run_corpus
-from .leakage import add_exclude_option, guarded, is_there, refused_ids
+from .corpus import Corpus
+from .leakage import own_list_exists
 from .shards import Clip
-from .sources import audio_files, number, read_segments, source_id, youtube_clip
+from .sources import number, read_segments, source_id, youtube_clips
 
-SPLITS = ("train", "test")
 SEGMENTS = {
     "train": ("balanced_train_segments.csv", "unbalanced_train_segments.csv"),
     "test": ("eval_segments.csv",),
@@ -38,40 +38,28 @@ SEGMENTS = {
 LICENCE = "labels CC BY 4.0, audio as its uploader set on YouTube"
 
 
-def clips(source: Path, split: str, exclude: Sequence[Path] | None = None) -> Iterator[Clip]:
-    """The clips of "train", less those of "test" and of the lists in `exclude`, or of "test"."""
-    found = _clips(source, split)
-    if split != "train":
-        return found
-    refused = refused_ids(exclude)
-    for table in (source / name for name in SEGMENTS["test"]):
-        refused |= {source_id("youtube", video) for video, *_ in read_segments(table)} if is_there(table) else set()
-    return guarded(found, refused, exclude or ())
+def read_clips(source: Path, split: str) -> Iterator[Clip]:
+    return youtube_clips(source, _rows(source, split), "AudioSet", LICENCE)
 
 
-def _clips(source: Path, split: str) -> Iterator[Clip]:
+def held_out(source: Path) -> set[str]:
+    tables = [source / name for name in SEGMENTS["test"]]
+    videos = [video for table in tables if own_list_exists(table) for video, *_ in read_segments(table)]
+    return {source_id("youtube", video) for video in videos}
+
+
+def _rows(source: Path, split: str) -> Iterator[tuple[str, float, float, dict[str, Any]]]:
     tables = [source / name for name in SEGMENTS[split] if (source / name).is_file()]
     if not tables:
         raise UserError(f"{source} holds no {SEGMENTS[split][0]}; fetch AudioSet's segment files into it")
     classes = read_classes(source / "class_labels_indices.csv")
-    files = audio_files(source)
     for table in tables:
         for video, start, end, mids in read_segments(table):
             unknown = [mid for mid in mids if mid not in classes]
             if unknown:
                 raise UserError(f"{table}: class_labels_indices.csv has no class {unknown[0]}")
             labels = [name for _, name in sorted(classes[mid] for mid in mids)]
-            yield youtube_clip(
-                files,
-                source,
-                video,
-                start,
-                end,
-                text=", ".join(labels),
-                labels=labels,
-                source="AudioSet",
-                licence=LICENCE,
-            )
+            yield video, start, end, {"text": ", ".join(labels), "labels": labels}
 
 
 def read_classes(path: Path) -> dict[str, tuple[int, str]]:
@@ -80,9 +68,8 @@ def read_classes(path: Path) -> dict[str, tuple[int, str]]:
     return {row["mid"]: (int(number(row["index"], f"{path}, line {line}")), row["display_name"]) for line, row in rows}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_corpus(clips, SPLITS, __doc__, argv, add_exclude_option)
-
+CORPUS = Corpus(__doc__, tuple(SEGMENTS), read_clips, held_out=held_out, exclude="required")
+clips, main = CORPUS.clips, CORPUS.main
 
 if __name__ == "__main__":
     sys.exit(main())

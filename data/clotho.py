@@ -19,13 +19,13 @@ Caption: the five as written; training draws one. AudioLDM 2's authors do not tr
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from audioldm2_pl.tables import read_table
 
-from .corpus import run_corpus
-from .leakage import guarded, ids_of, is_there
+from .corpus import Corpus
+from .leakage import ids_of, own_list_exists
 from .shards import Clip, key_of
 from .sources import source_id
 
@@ -35,20 +35,17 @@ CAPTIONS = tuple(f"caption_{number}" for number in range(1, 6))
 LICENCE = "Tampere University, academic use"
 
 
-def clips(source: Path, split: str) -> Iterator[Clip]:
-    """The recordings of a split; of "train" without those of the other two, as far as these are there."""
-    if split != "train":
-        return _clips(source, split)
-    others = [clip for other in ("val", "test") if is_there(_table(source, other)) for clip in _clips(source, other)]
-    names = {f"clotho:{Path(str(clip.path)).name}" for clip in others}  # for clips whose number is lost
-    return guarded(_clips(source, split), ids_of(others) | names)
+def held_out(source: Path) -> set[str]:
+    splits = [split for split in ("val", "test") if own_list_exists(_table(source, split))]
+    others = [clip for split in splits for clip in read_clips(source, split)]
+    return ids_of(others) | {f"clotho:{Path(str(clip.path)).name}" for clip in others}  # where a number is lost
 
 
 def _table(source: Path, split: str) -> Path:
     return _either(source / "clotho_csv_files", source) / f"clotho_captions_{NAMES[split]}.csv"
 
 
-def _clips(source: Path, split: str) -> Iterator[Clip]:
+def read_clips(source: Path, split: str) -> Iterator[Clip]:
     table = _table(source, split)
     recordings = _either(source / "clotho_audio_files", source) / NAMES[split]
     about = _metadata(table.with_name(f"clotho_metadata_{NAMES[split]}.csv"))
@@ -89,9 +86,8 @@ def _encoding(path: Path) -> str:
     return "utf-8-sig"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_corpus(clips, SPLITS, __doc__, argv)
-
+CORPUS = Corpus(__doc__, SPLITS, read_clips, held_out=held_out)
+clips, main = CORPUS.clips, CORPUS.main
 
 if __name__ == "__main__":
     sys.exit(main())

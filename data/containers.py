@@ -31,7 +31,7 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def container_seconds(path: Path) -> float:
-    """How long the sound is by the file's header, or by its packets where the header does not tell."""
+    """How long the sound is by the file's header, or by its packets where it has none."""
     with opened(path) as (container, stream):
         if container.format.name != "aac":  # whose length is guessed by its size
             if stream.duration is not None:
@@ -53,10 +53,10 @@ def decode_segment(path: Path, start: float = 0.0, duration: float | None = None
         rate = stream.rate
         container.seek(int(max(0.0, start - WARM_UP_SECONDS) / stream.time_base), stream=stream)
         for frame in container.decode(stream):
-            place = round(float((frame.pts or 0) * frame.time_base) * rate)
-            if duration is not None and place >= (start + duration) * rate:
+            begins = round(float((frame.pts or 0) * frame.time_base) * rate)
+            if duration is not None and begins >= (start + duration) * rate:
                 break
-            first = first if pieces else place  # sample at which the first piece begins
+            first = first if pieces else begins  # sample at which the first piece begins
             pieces.append(samples_of(frame))
     skip = max(0, round(start * rate) - first)
     if sum(map(len, pieces)) <= skip:

@@ -12,18 +12,17 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from typing import Any
 
 from audioldm2_pl.errors import UserError
 
 AHEAD = 3  # inputs in flight for each core: enough that a slow one does not leave the others idle
 
-Input = TypeVar("Input")
-Output = TypeVar("Output")
-Engine = Callable[[Callable[[Input], Output], Iterable[Input], int], Generator[Output, None, None]]
+Task = Callable[[Any], Any]
+Engine = Callable[[Task, Iterable[Any], int], Generator[Any, None, None]]
 
 
-def local(task: Callable[[Input], Output], inputs: Iterable[Input], num_cores: int) -> Generator[Output, None, None]:
+def local(task: Task, inputs: Iterable[Any], num_cores: int) -> Generator[Any, None, None]:
     """In processes of this machine; with one core in this very process."""
     if num_cores == 1:
         yield from map(task, inputs)
@@ -37,13 +36,13 @@ def local(task: Callable[[Input], Output], inputs: Iterable[Input], num_cores: i
         yield from _in_order(inputs, AHEAD * num_cores, lambda item: pool.submit(task, item), lambda job: job.result())
     except BrokenProcessPool:
         raise UserError(
-            "a worker process died, perhaps for want of memory; the same command with fewer --workers goes on from here"
+            "a worker process died, perhaps out of memory; the same command with fewer --workers resumes from here"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def on_ray(task: Callable[[Input], Output], inputs: Iterable[Input], num_cores: int) -> Generator[Output, None, None]:
+def on_ray(task: Task, inputs: Iterable[Any], num_cores: int) -> Generator[Any, None, None]:
     """On a Ray cluster, whose nodes see this code and the recordings under the same paths."""
     ray = connect()
     lost = ray.exceptions
@@ -52,7 +51,7 @@ def on_ray(task: Callable[[Input], Output], inputs: Iterable[Input], num_cores: 
     try:
         yield from _in_order(inputs, AHEAD * num_cores, lambda item: remote.remote(handed, item), ray.get)
     except (lost.WorkerCrashedError, lost.OutOfMemoryError, lost.ObjectLostError) as error:
-        raise UserError(f"Ray lost a worker ({type(error).__name__}); the same command goes on from here") from None
+        raise UserError(f"Ray lost a worker ({type(error).__name__}); the same command resumes from here") from None
 
 
 def connect() -> Any:
@@ -93,7 +92,7 @@ def _in_order(
         yield result(pending.popleft())
 
 
-def _call(task: Callable[[Input], Output], item: Input) -> Output:
+def _call(task: Task, item: Any) -> Any:
     return task(item)
 
 

@@ -11,7 +11,6 @@ captions a clip, written by hand for each category. Folds keep clips of one reco
 shares a recording with the test fold all the same is refused in training.
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,8 +19,8 @@ from pathlib import Path
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.tables import read_table
 
-from .corpus import run_corpus
-from .leakage import guarded, ids_of
+from .corpus import Corpus
+from .leakage import ids_of
 from .shards import Clip, key_of
 from .sources import source_id
 
@@ -35,9 +34,9 @@ ESC10_CATEGORIES = {
     "fire_crackling": "crackling_fire",
 }
 
-CLIP_SECONDS = 5.0  # of every clip; two of ESC-10's files go on for seven, and are cut
+CLIP_SECONDS = 5.0  # of every clip; two of ESC-10's files are seven long, and are cut
 
-# category: (what is heard, what happens); the ten of ESC-10 have more.
+# category: (the sound, what happens); the ten of ESC-10 have more.
 PHRASES: dict[str, tuple[str, ...]] = {
     "dog": ("a dog barking", "a dog barks", "dog bark", "barking of a dog"),
     "rooster": ("a rooster crowing", "a rooster crows", "rooster call", "cock-a-doodle-doo"),
@@ -50,12 +49,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "sheep": ("a sheep bleating", "a sheep bleats"),
     "crow": ("a crow cawing", "a crow caws"),
     "rain": ("rain falling", "rain falls", "steady rain", "rain pours down"),
-    "sea_waves": (
-        "sea waves breaking",
-        "waves break on the shore",
-        "sea waves",
-        "the sea washes in",
-    ),
+    "sea_waves": ("sea waves breaking", "waves break on the shore", "sea waves", "the sea washes in"),
     "crackling_fire": ("a fire crackling", "a fire crackles", "a crackling fire", "wood burns"),
     "crickets": ("crickets chirping", "crickets chirp"),
     "chirping_birds": ("birds chirping", "birds chirp"),
@@ -82,25 +76,10 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "washing_machine": ("a washing machine running", "a washing machine runs"),
     "vacuum_cleaner": ("a vacuum cleaner running", "a vacuum cleaner runs"),
     "clock_alarm": ("an alarm clock going off", "an alarm clock goes off"),
-    "clock_tick": (
-        "a clock ticking",
-        "a clock ticks",
-        "a ticking clock",
-        "the tick-tock of a clock",
-    ),
+    "clock_tick": ("a clock ticking", "a clock ticks", "a ticking clock", "the tick-tock of a clock"),
     "glass_breaking": ("glass breaking", "glass breaks"),
-    "helicopter": (
-        "a helicopter flying",
-        "a helicopter flies by",
-        "helicopter rotor",
-        "a helicopter",
-    ),
-    "chainsaw": (
-        "a chainsaw running",
-        "a chainsaw cuts wood",
-        "chainsaw motor",
-        "a chainsaw roars",
-    ),
+    "helicopter": ("a helicopter flying", "a helicopter flies by", "helicopter rotor", "a helicopter"),
+    "chainsaw": ("a chainsaw running", "a chainsaw cuts wood", "chainsaw motor", "a chainsaw roars"),
     "siren": ("a siren wailing", "a siren wails"),
     "car_horn": ("a car horn honking", "a car honks its horn"),
     "engine": ("an engine running", "an engine runs"),
@@ -119,33 +98,32 @@ def captions_for(category: str) -> list[str]:
     return list(dict.fromkeys([*others, noun, f"the sound of {noun}", f"a recording of {noun}"]))
 
 
-def clips(source: Path, split: str, test_fold: int | None = None) -> Iterator[Clip]:
+def read_clips(source: Path, split: str, test_fold: int | None = None) -> Iterator[Clip]:
     """The clips of "train" or "test"; without a test fold all clips are for training.
 
     Raises UserError where the meta file is missing or in a layout unknown here.
     """
     esc50, esc10 = source / "meta" / "esc50.csv", source / "meta.csv"
-    rows = _esc50_rows(esc50) if esc50.is_file() else _esc10_rows(esc10)
-    found = [
-        Clip(
-            key=key_of(category, Path(path).stem),
-            duration=CLIP_SECONDS,
-            captions=captions_for(category),
-            path=source / path,
-            labels=[category],
-            source="ESC-50" if esc50.is_file() else "ESC-10",
-            licence=licence,
-            extra={"fold": fold, "source_id": source_id("freesound", recording)},
-        )
-        for path, category, fold, licence, recording in rows
-    ]
-    folds = sorted({clip.extra["fold"] for clip in found})
+    rows = list(_esc50_rows(esc50) if esc50.is_file() else _esc10_rows(esc10))
+    folds = sorted({fold for _, _, fold, _, _ in rows})
     if test_fold is not None and test_fold not in folds:
         raise UserError(f"{source} has no fold {test_fold}; its folds are {folds}")
-    test = [clip for clip in found if clip.extra["fold"] == test_fold]
-    if split == "test":
-        return iter(test)
-    return guarded((clip for clip in found if clip.extra["fold"] != test_fold), ids_of(test))
+    for path, category, fold, licence, recording in rows:
+        if (fold == test_fold) == (split == "test"):
+            yield Clip(
+                key=key_of(category, Path(path).stem),
+                duration=CLIP_SECONDS,
+                captions=captions_for(category),
+                path=source / path,
+                labels=[category],
+                source="ESC-50" if esc50.is_file() else "ESC-10",
+                licence=licence,
+                extra={"fold": fold, "source_id": source_id("freesound", recording)},
+            )
+
+
+def held_out(source: Path, test_fold: int | None = None) -> set[str]:
+    return ids_of(read_clips(source, "test", test_fold))
 
 
 def _esc50_rows(meta: Path) -> Iterator[tuple[str, str, int, str, str]]:
@@ -159,7 +137,7 @@ def _esc50_rows(meta: Path) -> Iterator[tuple[str, str, int, str, str]]:
 def _esc10_rows(meta: Path) -> Iterator[tuple[str, str, int, str, str]]:
     for row in _read_csv(meta, ("file", "class", "fold", "licence", "freesound_id")):
         name = re.sub(r"\W+", "_", row["class"].strip().lower())
-        # Some rows hold an author or an address in the licence's place.
+        # Some rows hold an author or an address instead of the licence.
         licence = row["licence"] if row["licence"].startswith("CC") else "CC BY 3.0"
         yield row["file"], ESC10_CATEGORIES.get(name, name), int(row["fold"]), licence, row["freesound_id"]
 
@@ -173,18 +151,15 @@ def _read_csv(meta: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
         yield row
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--test-fold",
-        type=int,
-        metavar="N",
-        help="the fold that becomes the test split (default: all clips are for training)",
-    )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_corpus(clips, SPLITS, __doc__, argv, _add_options)
-
+OPTIONS = {
+    "--test-fold": {
+        "type": int,
+        "metavar": "N",
+        "help": "the fold that becomes the test split (default: all clips are for training)",
+    }
+}
+CORPUS = Corpus(__doc__, SPLITS, read_clips, OPTIONS, held_out=held_out)
+clips, main = CORPUS.clips, CORPUS.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,14 +14,12 @@ The largest folder there is read, or that of --subset; of a track the first --ma
 tracks.csv is taken from programs that read it, that of raw_tracks.csv from an excerpt; its genres are numbers, or dicts
 with a title.
 
-Caption: none. FMA is "a large music dataset without captions" (paper, section IV-A), which the stages that need no text
+Caption: none. FMA is "a large music dataset without captions" (paper §IV-A), which the stages that need no text
 train on. --genre-captions writes one of genres and tags, "Hip-Hop, beats, instrumental".
 """
 
-import argparse
-import ast
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,14 +27,13 @@ from typing import Any
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.tables import read_cells, read_table
 
-from .corpus import run_corpus
-from .leakage import guarded
+from .corpus import MAX_SECONDS, MAX_SECONDS_OPTION, Corpus
 from .shards import Clip, key_of
+from .sources import python_list
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"training": "train", "validation": "val", "test": "test"}
 SUBSETS = ("small", "medium", "large", "full")  # each within the next
-MAX_SECONDS = 600.0
 
 
 @dataclass
@@ -51,7 +48,7 @@ class Track:
     subset: str = "small"  # the smallest that holds the track
 
 
-def clips(
+def read_clips(
     source: Path,
     split: str,
     subset: str | None = None,
@@ -64,13 +61,6 @@ def clips(
         wanted = f"fma_{subset}" if subset else "any of fma_full, fma_large, fma_medium and fma_small"
         raise UserError(f"{source} does not hold {wanted}")
     subset = there[-1]
-    if split != "train":
-        return _clips(source, split, subset, max_seconds, genre_captions)
-    refused = {f"fma:{track.number}" for track in read_tracks(source) if track.split != "train"}
-    return guarded(_clips(source, split, subset, max_seconds, genre_captions), refused)
-
-
-def _clips(source: Path, split: str, subset: str, max_seconds: float, genre_captions: bool) -> Iterator[Clip]:
     for track in read_tracks(source):
         if track.split != split or SUBSETS.index(track.subset) > SUBSETS.index(subset):
             continue
@@ -93,6 +83,10 @@ def _clips(source: Path, split: str, subset: str, max_seconds: float, genre_capt
         )
 
 
+def held_out(source: Path, **options: Any) -> set[str]:
+    return {f"fma:{track.number}" for track in read_tracks(source) if track.split != "train"}
+
+
 def read_tracks(source: Path) -> Iterator[Track]:
     """All tracks of tracks.csv, or else of raw_tracks.csv."""
     folder = source / "fma_metadata"
@@ -107,77 +101,60 @@ def read_tracks(source: Path) -> Iterator[Track]:
 def _tracks(path: Path, titles: dict[str, str]) -> Iterator[Track]:
     rows = read_cells(path)
     (_, groups), (_, names), (_, third) = (next(rows, (0, [""])) for _ in range(3))
-    place = {pair: index for index, pair in enumerate(zip(groups, names))}
+    positions = {pair: index for index, pair in enumerate(zip(groups, names))}
     columns = [("track", name) for name in ("title", "license", "genres", "tags")]
     columns += [("artist", "name"), ("set", "split"), ("set", "subset")]
-    missing = [".".join(column) for column in columns if column not in place]
+    missing = [".".join(column) for column in columns if column not in positions]
     if missing or third[0] != "track_id":
-        raise UserError(f"{path} is not FMA's: it lacks {missing[0] if missing else 'the row of track_id'}")
+        raise UserError(f"{path} is not FMA's: {missing[0] if missing else 'the row of track_id'} is missing")
     for line, row in rows:
+        where = f"{path}, line {line}"
         if len(row) != len(names) or not row[0].isdecimal():
-            raise UserError(f"{path}, line {line}: not a row of FMA's tracks; fetch the file again")
-        title, licence, genres, tags, artist, split, subset = (row[place[column]] for column in columns)
+            raise UserError(f"{where}: not a row of FMA's tracks; fetch the file again")
+        title, licence, genres, tags, artist, split, subset = (row[positions[column]] for column in columns)
         if split not in SPLIT_NAMES or subset not in SUBSETS:
-            raise UserError(f"{path}, line {line}: split {split!r}, subset {subset!r} are not FMA's")
-        yield Track(
-            number=int(row[0]),
-            title=title,
-            artist=artist,
-            licence=licence,
-            genres=_genres(genres, titles, f"{path}, line {line}"),
-            tags=[str(tag) for tag in _literal(tags, f"{path}, line {line}")],
-            split=SPLIT_NAMES[split],
-            subset=subset,
-        )
+            raise UserError(f"{where}: split {split!r}, subset {subset!r} are not FMA's")
+        names_of = _genres(genres, titles, where), _tags(tags, where)
+        yield Track(int(row[0]), title, artist, licence, *names_of, SPLIT_NAMES[split], subset)
 
 
 def _raw_tracks(path: Path, titles: dict[str, str]) -> Iterator[Track]:
     columns = ("track_id", "track_title", "artist_name", "license_title", "track_genres", "tags")
     for line, row in read_table(path, columns):
-        place = f"{path}, line {line}"
-        if not row["track_id"].isdecimal():
-            raise UserError(f"{place}: {row['track_id']!r} is not a track's number; fetch the file again")
-        yield Track(
-            number=int(row["track_id"]),
-            title=row["track_title"],
-            artist=row["artist_name"],
-            licence=row["license_title"],
-            genres=_genres(row["track_genres"], titles, place),
-            tags=[str(tag) for tag in _literal(row["tags"], place)],
-        )
+        where = f"{path}, line {line}"
+        number, title, artist, licence, genres, tags = (row[column] for column in columns)
+        if not number.isdecimal():
+            raise UserError(f"{where}: {number!r} is not a track's number; fetch the file again")
+        yield Track(int(number), title, artist, licence, _genres(genres, titles, where), _tags(tags, where))
 
 
-def _genres(text: str, titles: dict[str, str], place: str) -> list[str]:
+def _genres(text: str, titles: dict[str, str], where: str) -> list[str]:
     """Names of the genres: of `[21, 4]`, of `{1, 76}`, or of `[{"genre_title": "Hip-Hop", ...}]`."""
-    entries = _literal(text, place)
+    entries = python_list(text.strip() or "[]", where)
     if entries and isinstance(entries[0], dict):
         return [str(entry["genre_title"]) for entry in entries]
     unknown = [entry for entry in entries if str(entry) not in titles]
     if unknown:
-        raise UserError(f"{place}: genre {unknown[0]} is not in genres.csv, which comes with it")
+        raise UserError(f"{where}: genre {unknown[0]} is not in genres.csv, which comes with it")
     return [titles[str(entry)] for entry in entries]
 
 
-def _literal(text: str, place: str) -> list[Any]:
-    """A list or a set as Python prints it; a set in order, for the same shards from the same file."""
-    try:
-        value = ast.literal_eval(text) if text.strip() else []
-        return sorted(value) if isinstance(value, set) else list(value)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        raise UserError(f"{place}: {text[:40]!r} is not a list; fetch the file again") from None
+def _tags(text: str, where: str) -> list[str]:
+    return [str(tag) for tag in python_list(text.strip() or "[]", where)]
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--subset", choices=SUBSETS, help="default: the largest whose folder is there")
-    parser.add_argument(
-        "--max-seconds", type=float, default=MAX_SECONDS, metavar="S", help="taken of a track, from its start"
-    )
-    parser.add_argument("--genre-captions", action="store_true", help="caption tracks by their genres and tags")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_corpus(clips, SPLITS, __doc__, argv, _add_options)
-
+CORPUS = Corpus(
+    __doc__,
+    SPLITS,
+    read_clips,
+    options={
+        "--subset": {"choices": SUBSETS, "help": "default: the largest whose folder is there"},
+        "--max-seconds": MAX_SECONDS_OPTION,
+        "--genre-captions": {"action": "store_true", "help": "caption tracks by their genres and tags"},
+    },
+    held_out=held_out,
+)
+clips, main = CORPUS.clips, CORPUS.main
 
 if __name__ == "__main__":
     sys.exit(main())

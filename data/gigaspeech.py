@@ -17,7 +17,6 @@ Transcript: in lower case, as the text has no other, with the punctuation that <
 There is no caption: for speech the authors' is empty.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -27,7 +26,7 @@ from typing import Any
 
 from audioldm2_pl.errors import UserError
 
-from .corpus import run_corpus
+from .corpus import Corpus
 from .recordings import SHORTEST
 from .shards import Clip, key_of
 from .sources import fields, number
@@ -38,14 +37,14 @@ EVALUATION = {"{DEV}", "{TEST}"}
 PUNCTUATION = {"<COMMA>": ",", "<PERIOD>": ".", "<QUESTIONMARK>": "?", "<EXCLAMATIONPOINT>": "!"}
 NO_SPEECH = {"<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>"}
 BLOCK = 1 << 22  # characters read at a time
-WHOLE = 0.9  # of a segment, without which its transcript tells of more than is heard
+WHOLE = 0.9  # of a segment; a shorter file does not hold all of its transcript
 MAX_ENTRY = 1 << 28  # characters; no recording's entry is as long
 
 
-def clips(source: Path, split: str, subset: str = "XL") -> Iterator[Clip]:
+def read_clips(source: Path, split: str, subset: str = "XL") -> Iterator[Clip]:
     """The segments of "train" (those of `subset`), "dev" or "test", in the order of GigaSpeech.json."""
     wanted = f"{{{subset if split == 'train' else split.upper()}}}"
-    num_refused = num_silent = 0
+    num_refused = num_without_speech = 0
     table = source / "GigaSpeech.json"
     for audio in read_audios(table):
         path, segments = fields(audio, ("path", "segments"), table)
@@ -59,7 +58,7 @@ def clips(source: Path, split: str, subset: str = "XL") -> Iterator[Clip]:
             start, end = number(start, table), number(end, table)
             words = str(text or "").split()
             if NO_SPEECH & set(words):
-                num_silent += 1
+                num_without_speech += 1
                 continue
             yield Clip(
                 key=key_of(name),
@@ -74,7 +73,7 @@ def clips(source: Path, split: str, subset: str = "XL") -> Iterator[Clip]:
             )
     if split == "train":
         print(f"refused {num_refused} segments of recordings that are in dev or test")
-    print(f"left out {num_silent} segments without speech")
+    print(f"left out {num_without_speech} segments without speech")
 
 
 def transcript(words: Sequence[str]) -> str:
@@ -93,30 +92,26 @@ def read_audios(path: Path) -> Iterator[dict[str, Any]]:
         opening = re.search(r'"audios"\s*:\s*\[', text)
         if opening is None:
             raise UserError(f"{path} has no list 'audios'; is it GigaSpeech.json?")
-        place = opening.end()
+        position = opening.end()
         while True:
-            while place < len(text) and text[place] in ", \t\r\n":
-                place += 1
-            if text[place : place + 1] == "]":
+            while position < len(text) and text[position] in ", \t\r\n":
+                position += 1
+            if text[position : position + 1] == "]":
                 return
             try:
-                audio, place = decode(text, place)
+                audio, position = decode(text, position)
             except json.JSONDecodeError:
                 block = file.read(BLOCK)
-                text, place = text[place:] + block, 0
+                text, position = text[position:] + block, 0
                 if not block or len(text) > MAX_ENTRY:
-                    raise UserError(f"{path} breaks off or is not whole JSON; fetch it again") from None
+                    raise UserError(f"{path} is cut off or not whole JSON; fetch it again") from None
             else:
                 yield audio
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--subset", choices=SUBSETS, default="XL", help="of the training split")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_corpus(clips, SPLITS, __doc__, argv, _add_options)
-
+OPTIONS = {"--subset": {"choices": SUBSETS, "default": "XL", "help": "of the training split"}}
+CORPUS = Corpus(__doc__, SPLITS, read_clips, OPTIONS)
+clips, main = CORPUS.clips, CORPUS.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 Corpora share recordings: AudioCaps and MusicCaps are parts of AudioSet, WavCaps holds AudioSet's clips and
 FreeSound's, VGGSound draws on YouTube too. A clip names its recording in `extra["source_id"]`,
-`youtube:<id>` or `freesound:<number>`; an evaluation set's list gives the ids to refuse. Lists as they are
+`youtube:<id>` or `freesound:<number>`; an evaluation set's list gives the ids to exclude. Lists as they are
 published:
 
 - AudioCaps `test.csv`, `val.csv`; MusicCaps `musiccaps-public.csv`; AudioSet `eval_segments.csv`
@@ -10,10 +10,9 @@ published:
 - WavCaps `json_files/blacklist/*.json`: {"AudioSet": ["Y<id>.wav", ...], "FreeSound": ["<number>", ...]}
 - the list of AudioLDM's authors, {"data": [{"wav": ".../Y<id>.wav", ...}, ...]}
 
-An id may be a file's name or a link (`sources.video_id`, `sources.sound_number`).
+An id may be a file's name or a link (`sources.site_id`).
 """
 
-import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from audioldm2_pl.errors import UserError
 from audioldm2_pl.tables import read_cells, read_json, read_table
 
 from .shards import Clip
-from .sources import SITES, fields, read_segments
+from .sources import fields, read_segments, site_id
 
 # The column that holds the ids, and whose ids they are.
 COLUMNS = {
@@ -37,41 +36,41 @@ LOST = {"", "not found"}  # in Clotho's tables where a recording's number is los
 MAX_SHOWN = 3  # ids in a warning
 
 
-def guarded(clips: Iterable[Clip], refused: set[str], lists: Sequence[Path] = ()) -> Iterator[Clip]:
-    """The clips whose recording is not refused; prints at the end how many were, and warns of those of `lists` that
+def without_ids(clips: Iterable[Clip], excluded: set[str], lists: Sequence[Path] = ()) -> Iterator[Clip]:
+    """The clips whose recording is not excluded; prints at the end how many were, and warns of those of `lists` that
     name none of the clips."""
-    num_refused = 0
-    met: set[str] = set()
+    num_excluded = 0
+    found: set[str] = set()
     for clip in clips:
         identity = clip.extra.get("source_id")
-        if identity in refused:
-            met.add(identity)
-            num_refused += 1
+        if identity in excluded:
+            found.add(identity)
+            num_excluded += 1
         else:
             yield clip
-    if refused:
-        print(f"refused {num_refused} clips of evaluation sets ({len(refused)} ids listed)")
+    if excluded:
+        print(f"refused {num_excluded} clips of evaluation sets ({len(excluded)} ids listed)")
     for path in lists:
         ids = _listed(path)
-        if met.isdisjoint(ids):
+        if found.isdisjoint(ids):
             shown = ", ".join(ids[:MAX_SHOWN])
             print(f"warning: {path}: none of its {len(ids)} ids is in this corpus ({shown}, ...)", file=sys.stderr)
 
 
-def is_there(table: Path) -> bool:
-    """Whether a corpus's own list of val or test clips is there; says so where it is not, for nothing of it is refused
-    then."""
+def own_list_exists(table: Path) -> bool:
+    """Whether a corpus's own list of val or test clips exists; warns where it does not, since training then gets the
+    clips that it lists."""
     if not table.is_file():
         print(f"warning: {table} is not there: training may get clips that it lists", file=sys.stderr)
     return table.is_file()
 
 
 def ids_of(clips: Iterable[Clip]) -> set[str]:
-    """The recordings of a corpus's own val and test clips, which are refused in its train."""
+    """The recordings of clips."""
     return {clip.extra["source_id"] for clip in clips if "source_id" in clip.extra}
 
 
-def refused_ids(lists: Sequence[Path] | None) -> set[str]:
+def excluded_ids(lists: Sequence[Path] | None) -> set[str]:
     """The ids of all lists; UserError for None, so that nobody forgets the evaluation sets unawares."""
     if lists is None:
         raise UserError(
@@ -83,7 +82,7 @@ def refused_ids(lists: Sequence[Path] | None) -> set[str]:
 
 def read_ids(path: Path) -> set[str]:
     """The ids of one published list; UserError where its layout is none of those above, where it is empty, and where
-    something else stands in an id's place."""
+    something is no id."""
     return set(_listed(path))
 
 
@@ -97,11 +96,11 @@ def _listed(path: Path) -> list[str]:
     return ids
 
 
-def _identity(site: str, name: Any, place: Path | str) -> str:
+def _identity(site: str, name: Any, where: Path | str) -> str:
     try:
-        return f"{site}:{SITES[site](name)}"
+        return f"{site}:{site_id(site, name)}"
     except UserError as error:
-        raise UserError(f"{place}: {error}; correct it or take it out") from None
+        raise UserError(f"{where}: {error}; correct it or take it out") from None
 
 
 def _json_ids(path: Path) -> Iterator[str]:
@@ -128,15 +127,3 @@ def _table_ids(path: Path) -> Iterator[str]:
     for line, row in read_table(path, [column]):
         if site == "youtube" or row[column].strip().lower() not in LOST:
             yield _identity(site, row[column], f"{path}, line {line}")
-
-
-def add_exclude_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--exclude",
-        nargs="*",
-        type=Path,
-        metavar="FILE",
-        help="lists of evaluation clips that must not be trained on: AudioCaps test.csv and val.csv, MusicCaps' CSV, "
-        "WavCaps' blacklists, AudioSet's eval_segments.csv, Clotho's metadata, ESC-50's esc50.csv; without a FILE "
-        "every clip is kept",
-    )

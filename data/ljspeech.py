@@ -15,34 +15,25 @@ Without it all clips are for training. What the other lists of the folder name i
 Transcript: the third column; `extra` keeps the printed one. There is no caption: for speech the authors' is empty.
 """
 
-import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.tables import read_lines
 
-from .corpus import run_corpus
-from .leakage import guarded
+from .corpus import Corpus
 from .shards import Clip, key_of
 
 SPLITS = ("train", "val", "test")
 HIFIGAN_LISTS = {"train": "training.txt", "val": "validation.txt"}
 
 
-def clips(source: Path, split: str, filelists: Path | None = None) -> Iterator[Clip]:
+def read_clips(source: Path, split: str, filelists: Path | None = None) -> Iterator[Clip]:
     """The clips of a split by the lists of a folder; without one, "train" has all and the others none."""
     chosen = None if filelists is None else read_list(filelists, split)
-    if split != "train":
-        return _clips(source, chosen or set())
-    others = [] if filelists is None else [read_list(filelists, other, needed=False) for other in ("val", "test")]
-    return guarded(_clips(source, chosen), {f"ljspeech:{name}" for names in others for name in names})
-
-
-def _clips(source: Path, chosen: set[str] | None) -> Iterator[Clip]:
     for name, printed, spoken in _rows(source / "metadata.csv"):
-        if chosen is None or name in chosen:
+        if name in chosen if chosen is not None else split == "train":
             yield Clip(
                 key=key_of(name),
                 transcript=spoken,
@@ -51,6 +42,11 @@ def _clips(source: Path, chosen: set[str] | None) -> Iterator[Clip]:
                 licence="public domain",
                 extra={"source_id": f"ljspeech:{name}", "printed": printed},
             )
+
+
+def held_out(source: Path, filelists: Path | None = None) -> set[str]:
+    lists = [] if filelists is None else [read_list(filelists, other, needed=False) for other in ("val", "test")]
+    return {f"ljspeech:{name}" for names in lists for name in names}
 
 
 def _rows(path: Path) -> Iterator[tuple[str, str, str]]:
@@ -78,18 +74,15 @@ def read_list(folder: Path, split: str, needed: bool = True) -> set[str]:
     return {Path(line.split("|")[0].strip()).stem for _, line in lines if line.strip()}
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--filelists",
-        type=Path,
-        metavar="FOLDER",
-        help="Tacotron 2's or HiFi-GAN's lists of the splits (default: all clips are for training)",
-    )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_corpus(clips, SPLITS, __doc__, argv, _add_options)
-
+OPTIONS = {
+    "--filelists": {
+        "type": Path,
+        "metavar": "FOLDER",
+        "help": "Tacotron 2's or HiFi-GAN's lists of the splits (default: all clips are for training)",
+    }
+}
+CORPUS = Corpus(__doc__, SPLITS, read_clips, OPTIONS, held_out=held_out)
+clips, main = CORPUS.clips, CORPUS.main
 
 if __name__ == "__main__":
     sys.exit(main())

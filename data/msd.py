@@ -24,19 +24,17 @@ Captions: the tags, and the tags after title and artist; the paper says only tha
 used. Before them, if given, LP-MusicCaps' written, summarised and paraphrased ones; its fourth is advised against.
 """
 
-import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.tables import read_json, read_lines
 
-from .corpus import run_corpus
-from .leakage import guarded
+from .corpus import Corpus
 from .shards import Clip, key_of
 from .sources import audio_files, fields
 
@@ -46,25 +44,16 @@ CAPTIONS = ("caption_writing", "caption_summary", "caption_paraphrase")
 LICENCE = "annotations research use, audio 7digital's"
 
 
-def clips(source: Path, split: str, lp_musiccaps: Path | None = None) -> Iterator[Clip]:
-    """The tracks of a split that have a tag or a caption; of "train" those whose recording is in no other split."""
+def read_clips(source: Path, split: str, lp_musiccaps: Path | None = None) -> Iterator[Clip]:
+    """The tracks of a split that have a tag or a caption."""
     paths = _paths(source)
-    found = _clips(source, split, lp_musiccaps, paths)
-    if split != "train":
-        return found
-    others = {song["track_id"] for other in ("valid", "test") for song in _songs(source, other)}
-    heard = {path for track in others for path in paths.get(track, ())}
-    others |= {track for track, recordings in paths.items() if heard.intersection(recordings)}
-    return guarded(found, {f"msd:{track}" for track in others})
-
-
-def _clips(source: Path, split: str, lp_musiccaps: Path | None, paths: dict[str, list[Path]]) -> Iterator[Clip]:
     written = {} if lp_musiccaps is None else read_lp_musiccaps(lp_musiccaps)
     for song in _songs(source, split):
         track = song["track_id"]
         captions = [*written.get(track, ()), *tag_captions(song)]
         if captions:
             path, *others = paths.get(track, [source / "songs" / f"{track}.mp3"])
+            title, artist = song.get("title", ""), song.get("artist_name", "")
             yield Clip(
                 key=key_of(track),
                 captions=captions,
@@ -73,12 +62,17 @@ def _clips(source: Path, split: str, lp_musiccaps: Path | None, paths: dict[str,
                 others=others,
                 source="MSD",
                 licence=LICENCE,
-                extra={
-                    "source_id": f"msd:{track}",
-                    "title": song.get("title", ""),
-                    "artist": song.get("artist_name", ""),
-                },
+                extra={"source_id": f"msd:{track}", "title": title, "artist": artist},
             )
+
+
+def held_out(source: Path, **options: Any) -> set[str]:
+    """The tracks of the other splits, and those that share a recording with them."""
+    paths = _paths(source)
+    tracks = {song["track_id"] for split in ("valid", "test") for song in _songs(source, split)}
+    recordings = {path for track in tracks for path in paths.get(track, ())}
+    tracks |= {track for track, own in paths.items() if recordings.intersection(own)}
+    return {f"msd:{track}" for track in tracks}
 
 
 def tag_captions(song: dict[str, Any]) -> list[str]:
@@ -135,19 +129,15 @@ def _paths(source: Path) -> dict[str, list[Path]]:
     folder = source / "lastfm_annotation"
     if not (folder / "MSD_id_to_7D_id.json").is_file():
         if (folder / "MSD_id_to_7D_id.pkl").is_file():
-            raise UserError(f"{folder}: its tables are pickles; convert them to JSON as `data/msd.py` tells")
+            raise UserError(f"{folder}: its tables are pickles; convert them to JSON as `data/msd.py` says")
         return {stem: [Path(path) for path in paths] for stem, paths in audio_files(source).items()}
-    numbers, places = (read_json(folder / name) for name in ("MSD_id_to_7D_id.json", "7D_id_to_path.json"))
-    return {track: [source / "songs" / places[str(name)]] for track, name in numbers.items() if str(name) in places}
+    numbers, names = (read_json(folder / name) for name in ("MSD_id_to_7D_id.json", "7D_id_to_path.json"))
+    return {track: [source / "songs" / names[str(number)]] for track, number in numbers.items() if str(number) in names}
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--lp-musiccaps", type=Path, metavar="FILE", help="captions of LP-MusicCaps-MSD, JSON lines")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_corpus(clips, SPLITS, __doc__, argv, _add_options)
-
+OPTIONS = {"--lp-musiccaps": {"type": Path, "metavar": "FILE", "help": "captions of LP-MusicCaps-MSD, JSON lines"}}
+CORPUS = Corpus(__doc__, SPLITS, read_clips, OPTIONS, held_out=held_out)
+clips, main = CORPUS.clips, CORPUS.main
 
 if __name__ == "__main__":
     sys.exit(main())

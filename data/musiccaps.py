@@ -11,56 +11,42 @@ It is for evaluation only: one split, "test". Give its CSV to --exclude of the c
 Caption: as written; the aspects that it was written from are the labels.
 """
 
-import ast
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from audioldm2_pl.errors import UserError
 from audioldm2_pl.tables import read_table
 
-from .corpus import run_corpus
+from .corpus import Corpus
 from .shards import Clip
-from .sources import audio_files, number, youtube_clip
+from .sources import number, python_list, youtube_clips
 
-SPLITS = ("test",)
 COLUMNS = ("ytid", "start_s", "end_s", "aspect_list", "caption", "is_balanced_subset", "is_audioset_eval")
+LICENCE = "captions CC BY-SA 4.0, audio as its uploader set on YouTube"
 
 
-def clips(source: Path, split: str) -> Iterator[Clip]:
-    """All clips; "test" is the only split. `extra` tells the balanced subset and AudioSet's own evaluation set."""
-    files = audio_files(source)
-    table = source / "musiccaps-public.csv"
+def read_clips(source: Path, split: str) -> Iterator[Clip]:
+    """All clips; "test" is the only split. `extra` marks the balanced subset and AudioSet's own evaluation set."""
+    return youtube_clips(source, _rows(source / "musiccaps-public.csv"), "MusicCaps", LICENCE)
+
+
+def _rows(table: Path) -> Iterator[tuple[str, float, float, dict[str, Any]]]:
     for line, row in read_table(table, COLUMNS):
-        place = f"{table}, line {line}"
-        start, end = number(row["start_s"], place), number(row["end_s"], place)
-        yield youtube_clip(
-            files,
-            source,
-            row["ytid"],
-            start,
-            end,
-            text=row["caption"],
-            labels=_aspects(row["aspect_list"], place),
-            source="MusicCaps",
-            licence="captions CC BY-SA 4.0, audio as its uploader set on YouTube",
-            extra={
+        where = f"{table}, line {line}"
+        known = {
+            "text": row["caption"],
+            "labels": [str(aspect) for aspect in python_list(row["aspect_list"], where)],
+            "extra": {
                 "balanced": row["is_balanced_subset"] == "True",
                 "audioset_eval": row["is_audioset_eval"] == "True",
             },
-        )
+        }
+        yield row["ytid"], number(row["start_s"], where), number(row["end_s"], where), known
 
 
-def _aspects(text: str, place: str) -> list[str]:
-    try:
-        return [str(aspect) for aspect in ast.literal_eval(text)]
-    except (ValueError, SyntaxError, TypeError):
-        raise UserError(f"{place}: {text[:40]!r} is not a list of aspects; fetch the file again") from None
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_corpus(clips, SPLITS, __doc__, argv)
-
+CORPUS = Corpus(__doc__, ("test",), read_clips)
+clips, main = CORPUS.clips, CORPUS.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,7 +16,7 @@ from .containers import CONTAINER_SUFFIXES, container_seconds, decode_segment
 
 LONGER = 1.25  # times the clip: a longer file is the recording that the clip was cut out of
 SHORTEST = 0.1  # seconds; a shorter file is a download that broke off
-CUT_SECONDS = 0.1  # what a file may lack of the length that its header promises: encoders count their padding or do not
+CUT_SECONDS = 0.1  # by which a file may be shorter than its header promises: encoders count their padding or do not
 UNKNOWN_SIZE = 0x7FFF_F000  # and more: what writers to a pipe put into a WAV's header
 RATES = (1_000, 1_000_000)  # Hz
 OGG_TAIL = 1 << 17  # bytes at a file's end that hold its last page

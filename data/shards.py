@@ -1,6 +1,6 @@
 """The shard format: clips go in, tar files that `audioldm2_pl.shards.datamodule` reads come out.
 
-A split is a folder of `NNNNNN.tar` and an `index.json`. A clip is two members, `<key>.flac` (16-bit
+A split is a folder of `NNNNNN.tar` and an `index.json`. A clip has two members, `<key>.flac` (16-bit
 mono) and `<key>.json` (caption, labels, source, licence, where in the source). The same clips give
 the same bytes.
 """
@@ -24,15 +24,15 @@ import soxr
 from tqdm import tqdm
 
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.shards.reader import captions_of
+from audioldm2_pl.shards.reader import SHARD_FORMAT, captions_of
 
 from .engines import ENGINES, count_cores
 from .journal import Journal, fingerprint
 from .recordings import SHORTEST, Segment, Sound, read_sound
-from .writer import Members, SplitWriter
+from .writer import EncodedClip, SplitWriter, write_index
 
 SHARD_GIB = 1.0  # some 7,000 clips of 10 s
-CLIPS_PER_TASK = 4  # what a worker is handed at a time: passing clips on costs little, and a long one holds up few
+CLIPS_PER_TASK = 4  # that a worker gets at a time: passing clips on costs little, and a long one holds up few
 MAX_LISTED = 10  # clips left out, and clips changed, that the terminal shows; index.json holds them all
 LOUD_PEAK = 2.0  # a peak that no lossy codec's overshoot reaches: the file's level is another than it seems
 LOST_TEXT = re.compile("[\x00\ufffd\ud800-\udfff]")  # what a wrong encoding leaves in a text
@@ -48,7 +48,7 @@ class Clip:
     path: str | Path | None = None  # an audio file (and `others`, tried in turn where it is damaged), or
     waveform: np.ndarray | None = None  # (T,) in [-1, 1], at the sample rate of the shards, or
     make: Callable[[], "Clip"] | None = None  # picklable; called in a worker for the clip with all its other fields
-    transcript: str | None = None  # what is said
+    transcript: str | None = None  # of speech
     labels: list[str] | None = None  # class names
     source: str | None = None  # the corpus
     licence: str | None = None
@@ -66,53 +66,54 @@ def key_of(*parts: object) -> str:
     return "__".join(re.sub(r"[^A-Za-z0-9_-]+", "-", str(part)) for part in parts)
 
 
-def write_shards(
-    clips: Iterable[Clip],
-    output: str | Path,
-    sample_rate: int = 16_000,
-    *,
-    shard_gib: float = SHARD_GIB,
-    clips_per_shard: int | None = None,
-    num_workers: int | None = None,
-    engine: str = "local",
-    total: int | None = None,
-) -> dict[str, Any]:
-    """Writes one split and returns what its `index.json` says.
+@dataclass
+class ShardOptions:
+    """How a split is written."""
 
-    A shard is full at `shard_gib` GiB, or at `clips_per_shard` clips. `num_workers` processes (None: one a core) of
-    `engine`, a name of ENGINES, read and encode; the bytes depend on neither. A script that wants more than one here
-    needs `if __name__ == "__main__"`. `total` is the number of clips where it is known, for the progress bar.
+    sample_rate: int = 16_000  # Hz
+    shard_gib: float = SHARD_GIB  # a shard is full at so many GiB
+    clips_per_shard: int | None = None  # or at so many clips
+    num_workers: int | None = None  # processes that read and encode; None: one per core
+    engine: str = "local"  # of these processes, a name of ENGINES
 
-    The folder appears when it is complete, and takes the place of shards that were there. Broken off, the same call
-    goes on after the last finished shard. Clips that cannot be read are left out and listed under "skipped"; those of
-    which something had to be changed say so in their JSON, and are listed under "changed". Raises UserError where
-    `output` holds something other than shards, and where no clip could be read.
+    def __post_init__(self) -> None:
+        counts = (self.sample_rate, self.clips_per_shard, self.num_workers)
+        if any(count is not None and count < 1 for count in counts) or not self.shard_gib > 0:
+            raise UserError("the sample rate, size of a shard, clips a shard and workers are above 0")
+
+    def journal_header(self) -> dict[str, Any]:
+        """What the bytes of the shards depend on: another encoder or resampler may give others."""
+        names = ("sample_rate", "shard_gib", "clips_per_shard")
+        libraries = [soundfile.__version__, soundfile.__libsndfile_version__, soxr.__version__, np.__version__]
+        return {"format": SHARD_FORMAT, "libraries": libraries} | {name: getattr(self, name) for name in names}
+
+
+def write_shards(clips: Iterable[Clip], output: str | Path, total: int | None = None, **fields: Any) -> dict[str, Any]:
+    """Writes one split and returns what its `index.json` says; `fields` are those of `ShardOptions`.
+
+    `total` is the number of clips where it is known, for the progress bar. A script that wants more than one process
+    here needs `if __name__ == "__main__"`.
+
+    The folder appears when it is complete, and replaces shards that were there. After an interruption the same call
+    resumes with the shard that was not finished. Clips that cannot be read are left out and listed under "skipped";
+    those of which something had to be changed say so in their JSON, and are listed under "changed". Raises UserError
+    where `output` holds something other than shards, and where no clip could be read.
     """
-    counts = (sample_rate, 1 if clips_per_shard is None else clips_per_shard, 1 if num_workers is None else num_workers)
-    if min(counts) < 1 or not shard_gib > 0:
-        raise UserError("the sample rate, size of a shard, clips a shard and workers are above 0")
+    options = ShardOptions(**fields)
     output = Path(output).resolve()
     check_replaceable(output)
-    num_cores = num_workers or count_cores(engine)
-    settings = {
-        "format": 1,
-        "sample_rate": sample_rate,
-        "shard_gib": shard_gib,
-        "clips_per_shard": clips_per_shard,
-        # Another encoder or resampler may give other bytes.
-        "libraries": [soundfile.__version__, soundfile.__libsndfile_version__, soxr.__version__, np.__version__],
-    }
-    encode = partial(_encode_batch, sample_rate=sample_rate)
+    num_cores = options.num_workers or count_cores(options.engine)
+    encode = partial(_encode_batch, sample_rate=options.sample_rate)
     started = time.monotonic()
-    with Journal(output, settings) as journal:
-        split = SplitWriter(journal, round(shard_gib * 2**30), clips_per_shard)
-        _fill(split, clips, lambda batches: ENGINES[engine](encode, batches, num_cores), total)
-        index = split.index(sample_rate)
+    with Journal(output, options.journal_header()) as journal:
+        split = SplitWriter(journal, round(options.shard_gib * 2**30), options.clips_per_shard)
+        _fill(split, clips, lambda batches: ENGINES[options.engine](encode, batches, num_cores), total)
+        index = split.index(options.sample_rate)
         if not index["num_clips"]:
             reason = index["skipped"][0]["reason"] if index["skipped"] else "the corpus has no clips"
             raise UserError(f"{output}: no clip could be written: {reason}")
-        write_json(journal.folder / "index.json", index)
-        journal.put_in_place()
+        write_index(journal.folder, index)
+        journal.publish()
     elapsed = time.monotonic() - started
     print(
         f"{output}: wrote {split.seconds / 3600:.3f} h of audio in {elapsed:.0f} s, "
@@ -137,23 +138,23 @@ def check_replaceable(output: Path) -> None:
 def _fill(
     split: SplitWriter,
     clips: Iterable[Clip],
-    run: Callable[[Iterable[list[Clip]]], Generator[list[Members | str], None, None]],
+    run: Callable[[Iterable[list[Clip]]], Generator[list[EncodedClip | str], None, None]],
     total: int | None,
 ) -> None:
     """Writes all clips that the journal's finished shards do not hold yet; `run` encodes batch after batch."""
     remaining = split.journal.remaining(_checked(clips))
-    handed: deque[tuple[str, bytes]] = deque()  # key and fingerprint of the clips that are being encoded
+    pending: deque[tuple[str, bytes]] = deque()  # key and fingerprint of the clips that are being encoded
 
     def batches() -> Iterator[list[Clip]]:
         while batch := list(islice(remaining, CLIPS_PER_TASK)):
-            handed.extend((clip.key, fingerprint(clip)) for clip in batch)
+            pending.extend((clip.key, fingerprint(clip)) for clip in batch)
             yield batch
 
     num_read = sum(line["num_read"] for line in split.journal.lines)
     progress = tqdm(desc=split.journal.output.name, total=total, initial=num_read, unit="clip", disable=None)
     with progress, closing(run(batches())) as results:
-        for members in chain.from_iterable(results):
-            split.add(*handed.popleft(), members)
+        for encoded in chain.from_iterable(results):
+            split.add(*pending.popleft(), encoded)
             progress.update()
     split.finish_shard()
 
@@ -175,9 +176,9 @@ def _checked(clips: Iterable[Clip]) -> Iterator[Clip]:
         )
 
 
-def _encode_batch(clips: list[Clip], sample_rate: int) -> list[Members | str]:
-    """In a worker: each clip's members, or the reason why it has none."""
-    encoded: list[Members | str] = []
+def _encode_batch(clips: list[Clip], sample_rate: int) -> list[EncodedClip | str]:
+    """In a worker: each clip encoded, or the reason why it cannot be."""
+    encoded: list[EncodedClip | str] = []
     for clip in clips:
         try:
             encoded.append(encode_clip(clip, sample_rate))
@@ -186,11 +187,11 @@ def _encode_batch(clips: list[Clip], sample_rate: int) -> list[Members | str]:
     return encoded
 
 
-def encode_clip(clip: Clip, sample_rate: int) -> Members:
+def encode_clip(clip: Clip, sample_rate: int) -> EncodedClip:
     """The FLAC member, the JSON member and the seconds of one clip; UserError where it cannot be trained on."""
     key, changed = clip.key, clip.changed
     clip = clip.make() if clip.make is not None else clip
-    sound = _sound(clip, sample_rate)
+    sound = load_sound(clip, sample_rate)
     peak = float(np.abs(sound.waveform).max())
     if peak > LOUD_PEAK:
         sound.changed.append(f"scaled to full scale from a peak of {peak:g}")
@@ -210,12 +211,12 @@ def encode_clip(clip: Clip, sample_rate: int) -> Members:
         "changed": [*changed, *sound.changed] or None,
     }
     fields = clip.extra | {name: value for name, value in known.items() if value is not None}
-    check_words(key, fields)
-    return flac.getvalue(), json.dumps(fields, sort_keys=True).encode(), seconds
+    check_text(key, fields)
+    return EncodedClip(flac.getvalue(), json.dumps(fields, sort_keys=True).encode(), seconds)
 
 
-def check_words(key: str, fields: dict[str, Any]) -> None:
-    """Takes blank captions out of several; UserError where training would refuse the clip's words, or learn characters
+def check_text(key: str, fields: dict[str, Any]) -> None:
+    """Takes blank captions out of several; UserError where training would refuse the clip's text, or learn characters
     that a wrong encoding has lost."""
     try:
         if not isinstance(fields.get("text", ""), str):
@@ -233,12 +234,8 @@ def check_words(key: str, fields: dict[str, Any]) -> None:
         fields |= {"captions": captions, "changed": [*fields.get("changed", ()), note]}
 
 
-def read_clip(clip: Clip, sample_rate: int) -> np.ndarray:
-    """The clip's waveform (T,) at `sample_rate`; UserError where there is none to be had."""
-    return _sound(clip, sample_rate).waveform
-
-
-def _sound(clip: Clip, sample_rate: int) -> Sound:
+def load_sound(clip: Clip, sample_rate: int) -> Sound:
+    """The clip's sound at `sample_rate` Hz; UserError where there is none to be had."""
     if clip.waveform is not None:
         sound = Sound(np.asarray(clip.waveform, dtype=np.float32), clip.start)
     elif clip.path is None:
@@ -249,10 +246,6 @@ def _sound(clip: Clip, sample_rate: int) -> Sound:
     if not len(sound.waveform) or not np.isfinite(sound.waveform).all():
         raise UserError(f"clip {clip.key} holds no finite samples")
     return sound
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def summary(folder: Path, index: dict[str, Any]) -> str:

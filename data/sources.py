@@ -1,9 +1,10 @@
 """Reading what corpora ship: tables, JSON files, and folders of recordings named by an id."""
 
+import ast
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,20 @@ from .shards import Clip, key_of
 AUDIO_SUFFIXES = {".flac", ".m4a", ".mkv", ".mp3", ".mp4", ".ogg", ".opus", ".wav", ".webm"}
 
 SECONDS = r"\d+(?:\.\d+)?"
-# Of a name, without its folders: an id, perhaps a segment's start and end, and a suffix.
-YOUTUBE_NAME = re.compile(rf"\[?Y?([\w-]{{11}})\]?(?:[_-]\[?{SECONDS}(?:[_-]{SECONDS})?\]?)?(?:\.\w+)?", re.ASCII)
-YOUTUBE_LINK = re.compile(r"(?:[?&]v=|youtu\.be/|youtube[\w-]*\.com/\w+/)([\w-]{11})(?![\w-])", re.ASCII)
-FREESOUND_NAME = re.compile(r"0*(\d+)(?:\.0+)?(?:_.*)?(?:\.\w*[A-Za-z]\w*)?", re.ASCII)
-FREESOUND_LINK = re.compile(r"freesound\.org/(?:.*/)?(?:sounds?|s)/0*(\d+)(?!\d)", re.ASCII)
+# Site -> the id in a link; the id in a name without its folders, perhaps with a segment's start and end and a suffix;
+# what to say of anything else.
+SITES = {
+    "youtube": (
+        re.compile(r"(?:[?&]v=|youtu\.be/|youtube[\w-]*\.com/\w+/)([\w-]{11})(?![\w-])", re.ASCII),
+        re.compile(rf"\[?Y?([\w-]{{11}})\]?(?:[_-]\[?{SECONDS}(?:[_-]{SECONDS})?\]?)?(?:\.\w+)?", re.ASCII),
+        "is not named by a YouTube id of 11 characters",
+    ),
+    "freesound": (
+        re.compile(r"freesound\.org/(?:.*/)?(?:sounds?|s)/0*(\d+)(?!\d)", re.ASCII),
+        re.compile(r"0*(\d+)(?:\.0+)?(?:_.*)?(?:\.\w*[A-Za-z]\w*)?", re.ASCII),
+        "is not a number of FreeSound's",
+    ),
+}
 
 
 def read_segments(path: Path) -> Iterator[tuple[str, float, float, list[str]]]:
@@ -27,10 +37,10 @@ def read_segments(path: Path) -> Iterator[tuple[str, float, float, list[str]]]:
     for line, row in read_cells(path, skipinitialspace=True):
         if row[0].startswith("#") or row[0] == "YTID":  # copies without the # before the header are about
             continue
-        place = f"{path}, line {line}"
+        where = f"{path}, line {line}"
         if len(row) != 4:
-            raise UserError(f"{place}: {','.join(row)!r} is not a row of AudioSet's segments")
-        yield row[0], number(row[1], place), number(row[2], place), row[3].split(",")
+            raise UserError(f"{where}: {','.join(row)!r} is not a row of AudioSet's segments")
+        yield row[0], number(row[1], where), number(row[2], where), row[3].split(",")
 
 
 def fields(item: Any, names: Sequence[str], path: Path | str) -> list[Any]:
@@ -41,15 +51,24 @@ def fields(item: Any, names: Sequence[str], path: Path | str) -> list[Any]:
     return [item[name] for name in names]
 
 
-def number(text: Any, place: Path | str) -> float:
-    """A finite number out of a table, 0 or more; UserError that names the place where it is none."""
+def number(text: Any, where: Path | str) -> float:
+    """A finite number out of a table, 0 or more; UserError that says where none stands."""
     try:
         value = float(text)
     except (TypeError, ValueError):
         value = math.nan
     if not 0 <= value < math.inf:
-        raise UserError(f"{place}: {text!r} stands where a number should; is it the corpus's own file?")
+        raise UserError(f"{where}: {text!r} stands where a number should; is it the corpus's own file?")
     return value
+
+
+def python_list(text: str, where: str) -> list[Any]:
+    """A list or a set as Python prints it; a set in order, for the same shards from the same file."""
+    try:
+        value = ast.literal_eval(text)
+        return sorted(value) if isinstance(value, set) else list(value)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise UserError(f"{where}: {text[:40]!r} is not a list; fetch the file again") from None
 
 
 def audio_files(folder: Path) -> dict[str, list[str]]:
@@ -84,42 +103,41 @@ def youtube_files(files: dict[str, list[str]], source: Path, video: str, start: 
     return found or [source / f"Y{video}.wav"]
 
 
-def youtube_clip(files: dict[str, list[str]], folder: Path, name: str, start: float, end: float, **known: Any) -> Clip:
-    """A clip of the YouTube video that a table calls `name`; `files` are the `audio_files` of the folder, and `known`
-    the clip's further fields."""
-    identity = source_id("youtube", name)
-    video = identity.removeprefix("youtube:")
-    path, *others = youtube_files(files, folder, video, start, end)
-    return Clip(
-        key=key_of(video, f"{start:g}"),
-        path=path,
-        others=others,
-        duration=end - start,
-        recording_start=start,
-        extra={"source_id": identity, "source_start": start} | known.pop("extra", {}),
-        **known,
-    )
+def youtube_clips(
+    folder: Path, rows: Iterable[tuple[str, float, float, dict[str, Any]]], corpus: str, licence: str
+) -> Iterator[Clip]:
+    """A clip for each row of a table: the YouTube video by any of its names, start and end in seconds, and the clip's
+    further fields. The recordings lie anywhere below `folder`."""
+    files = audio_files(folder)
+    for name, start, end, known in rows:
+        identity = source_id("youtube", name)
+        video = identity.removeprefix("youtube:")
+        path, *others = youtube_files(files, folder, video, start, end)
+        yield Clip(
+            key=key_of(video, f"{start:g}"),
+            path=path,
+            others=others,
+            duration=end - start,
+            recording_start=start,
+            source=corpus,
+            licence=licence,
+            extra={"source_id": identity, "source_start": start} | known.pop("extra", {}),
+            **known,
+        )
 
 
-def video_id(name: Any) -> str:
-    """YouTube's id out of an id, a file's name or a link, with or without a Y before it, folders, a segment, a suffix:
-    `Y7fmOlUlwoNg.wav`, `7fmOlUlwoNg_20_30.flac`, `https://youtu.be/7fmOlUlwoNg`."""
+def site_id(site: str, name: Any) -> str:
+    """A recording's id on a site of `SITES`, out of the id, a file's name or a link; UserError where it names none.
+
+    YouTube's, with or without a Y before it, folders, a segment, a suffix: `Y7fmOlUlwoNg.wav`,
+    `7fmOlUlwoNg_20_30.flac`, `https://youtu.be/7fmOlUlwoNg`. FreeSound's: `123`, 123.0, `123.flac`,
+    `https://freesound.org/people/me/sounds/123/`.
+    """
+    link, stem, error = SITES[site]
     text = str(name).strip()
-    link = YOUTUBE_LINK.search(text)
-    match = link or YOUTUBE_NAME.fullmatch(text.removeprefix("youtube:").replace("\\", "/").rsplit("/", 1)[-1])
+    match = link.search(text) or stem.fullmatch(text.removeprefix(f"{site}:").replace("\\", "/").rsplit("/", 1)[-1])
     if match is None:
-        raise UserError(f"{name!r} is not named by a YouTube id of 11 characters")
-    return match[1]
-
-
-def sound_number(name: Any) -> str:
-    """FreeSound's number out of a number, a file's name or a link: `123`, 123.0, `123.flac`,
-    `https://freesound.org/people/me/sounds/123/`."""
-    text = str(name).strip()
-    link = FREESOUND_LINK.search(text)
-    match = link or FREESOUND_NAME.fullmatch(text.removeprefix("freesound:").replace("\\", "/").rsplit("/", 1)[-1])
-    if match is None:
-        raise UserError(f"{name!r} is not a number of FreeSound's")
+        raise UserError(f"{name!r} {error}")
     return match[1]
 
 
@@ -129,9 +147,6 @@ def source_id(site: str, name: Any) -> str:
     A name that is no id of the site's stands as it is, so that one bad row of a corpus does not end its build.
     """
     try:
-        return f"{site}:{SITES[site](name)}"
+        return f"{site}:{site_id(site, name)}"
     except (KeyError, UserError):
         return f"{site}:{str(name).strip()}"
-
-
-SITES = {"youtube": video_id, "freesound": sound_number}

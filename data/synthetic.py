@@ -3,7 +3,7 @@
     python -m data.synthetic shards/synthetic
 
 Half of the clips hold one event from end to end, half hold two different events one after the
-other, so that captions tell class, pitch, tempo, loudness and order. The default writes 4,800
+other, so that captions name class, pitch, tempo, loudness and order. The default writes 4,800
 training clips (3.4 h), 480 test clips and 1,200 clips to train a judge on: an evaluation classifier
 that must not have seen the generator's training clips. Every sound is set by dials (pitch, tempo,
 tone colour, peak) that are cut into cells, and each split owns cells of its own all over the range:
@@ -16,6 +16,7 @@ start and duration in seconds, the attributes that its caption may name, and the
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,35 +50,66 @@ def draw_dial(split: str, band: tuple[float, float], rng: np.random.Generator) -
     low, high = band
     cells = [i for i in range(NUM_CELLS) if CELL_OWNERS[i % len(CELL_OWNERS)] == split]
     # The outer hundredth of a cell stays empty, so that rounding cannot cross into the next.
-    place = rng.choice(cells) + rng.uniform(0.01, 0.99)
-    return round(float(low + (high - low) * place / NUM_CELLS), 6)
+    position = rng.choice(cells) + rng.uniform(0.01, 0.99)
+    return round(float(low + (high - low) * position / NUM_CELLS), 6)
 
 
-def recipes(
-    split: str,
-    num_clips: int,
-    seconds: float = 2.56,
-    seed: int = 0,
-    sample_rate: int = 16_000,
-    two_event_ratio: float = TWO_EVENT_RATIO,
-    num_captions: int = 1,
-) -> Iterator[Clip]:
-    """The clips of a split, still to be made; clip i depends on (seed, split, i) alone, not on `num_clips`.
+@dataclass(frozen=True)
+class Recipe:
+    """How the clips of a split are made."""
 
-    A clip has a text, or with `num_captions` above 1 so many captions, of which a training batch draws one.
+    split: str
+    seconds: float = 2.56
+    seed: int = 0
+    sample_rate: int = 16_000  # Hz
+    two_event_ratio: float = TWO_EVENT_RATIO
+    num_captions: int = 1  # wordings of a clip; of several a training batch draws one
 
-    Clips of one event take the classes in turn, so that all classes come equally often. Raises
-    UserError where clips are too short, or the sample rate too low, for the sounds.
+    def make(self, index: int) -> Clip:
+        """Clip i depends on the recipe and i alone. Clips of one event take the classes in turn, so that all classes
+        come equally often."""
+        num_samples = round(self.seconds * self.sample_rate)
+        rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
+        names = list(CLASSES)
+        num_pairs = int(index * self.two_event_ratio)  # among the clips before this one
+        if int((index + 1) * self.two_event_ratio) > num_pairs:
+            chosen = [str(name) for name in rng.choice(names, 2, replace=False)]
+        else:
+            chosen = [names[(index - num_pairs) % len(names)]]
+        edges = np.linspace(0, num_samples, len(chosen) + 1).astype(int)
+        events: list[dict[str, Any]] = []
+        waveforms: list[np.ndarray] = []
+        for name, start, end in zip(chosen, edges[:-1], edges[1:]):
+            event, waveform = _event(name, self.split, int(end - start), self.sample_rate, rng)
+            times = {"start": start / self.sample_rate, "duration": (end - start) / self.sample_rate}
+            events.append({"name": name} | times | event)
+            waveforms.append(waveform)
+        wordings = [caption(events, rng) for _ in range(self.num_captions)]
+        return Clip(
+            key=f"{self.split}-{index:06d}",
+            text=wordings[0] if self.num_captions == 1 else None,
+            captions=wordings if self.num_captions > 1 else None,
+            waveform=np.concatenate(waveforms) + HISS * rng.standard_normal(num_samples),
+            labels=chosen,
+            source="synthetic",
+            licence="CC0",
+            extra={"events": events},
+        )
+
+
+def recipes(split: str, num_clips: int, *arguments: Any, **options: Any) -> Iterator[Clip]:
+    """The clips of a split, still to be made by the `Recipe` of these arguments.
+
+    Raises UserError where clips are too short, or the sample rate too low, for the sounds.
     """
-    if seconds < MIN_SECONDS or sample_rate < MIN_SAMPLE_RATE:
+    recipe = Recipe(split, *arguments, **options)
+    if recipe.seconds < MIN_SECONDS or recipe.sample_rate < MIN_SAMPLE_RATE:
         raise UserError(
-            f"synthetic clips of {seconds} s at {sample_rate} Hz: "
+            f"synthetic clips of {recipe.seconds} s at {recipe.sample_rate} Hz: "
             f"make them {MIN_SECONDS} s or longer, at {MIN_SAMPLE_RATE} Hz or more"
         )
-    num_samples = round(seconds * sample_rate)
     for index in range(num_clips):
-        arguments = (split, index, num_samples, seed, sample_rate, two_event_ratio, num_captions)
-        yield Clip(key=f"{split}-{index:06d}", make=partial(make_clip, *arguments))
+        yield Clip(key=f"{split}-{index:06d}", make=partial(recipe.make, index))
 
 
 def clips(split: str, num_clips: int, *arguments: Any, **options: Any) -> Iterator[Clip]:
@@ -85,43 +117,6 @@ def clips(split: str, num_clips: int, *arguments: Any, **options: Any) -> Iterat
     for clip in recipes(split, num_clips, *arguments, **options):
         assert clip.make is not None
         yield clip.make()
-
-
-def make_clip(
-    split: str,
-    index: int,
-    num_samples: int,
-    seed: int,
-    sample_rate: int,
-    two_event_ratio: float,
-    num_captions: int,
-) -> Clip:
-    rng = np.random.default_rng((seed, SPLITS.index(split), index))
-    names = list(CLASSES)
-    num_pairs = int(index * two_event_ratio)  # among the clips before this one
-    if int((index + 1) * two_event_ratio) > num_pairs:
-        chosen = [str(name) for name in rng.choice(names, 2, replace=False)]
-    else:
-        chosen = [names[(index - num_pairs) % len(names)]]
-    edges = np.linspace(0, num_samples, len(chosen) + 1).astype(int)
-    events: list[dict[str, Any]] = []
-    waveforms: list[np.ndarray] = []
-    for name, start, end in zip(chosen, edges[:-1], edges[1:]):
-        event, waveform = _event(name, split, int(end - start), sample_rate, rng)
-        place = {"start": start / sample_rate, "duration": (end - start) / sample_rate}
-        events.append({"name": name} | place | event)
-        waveforms.append(waveform)
-    wordings = [caption(events, rng) for _ in range(num_captions)]
-    return Clip(
-        key=f"{split}-{index:06d}",
-        text=wordings[0] if num_captions == 1 else None,
-        captions=wordings if num_captions > 1 else None,
-        waveform=np.concatenate(waveforms) + HISS * rng.standard_normal(num_samples),
-        labels=chosen,
-        source="synthetic",
-        licence="CC0",
-        extra={"events": events},
-    )
 
 
 def _event(

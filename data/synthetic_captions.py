@@ -1,4 +1,4 @@
-"""The words of the synthetic corpus: events in, a caption out."""
+"""Captions of the synthetic corpus: events in, a line of text out."""
 
 import re
 from collections.abc import Sequence

@@ -127,10 +127,10 @@ def bird(dials: Dials, num_samples: int, sample_rate: int) -> np.ndarray:
     """A whistle that swoops on every note."""
     interval = _interval(0.34, 0.12, dials)
     num_note = round(0.6 * interval * sample_rate)
-    place = np.linspace(0, 1, num_note)
-    swoop = np.sin(np.pi * place) if dials.colour < 0.5 else np.cos(np.pi * place)
+    position = np.linspace(0, 1, num_note)
+    swoop = np.sin(np.pi * position) if dials.colour < 0.5 else np.cos(np.pi * position)
     hz = _between(2300, 4800, dials.pitch) * 2 ** (0.25 * swoop)
-    note = np.sin(_phase(hz, sample_rate)) * np.sin(np.pi * place) ** 0.7
+    note = np.sin(_phase(hz, sample_rate)) * np.sin(np.pi * position) ** 0.7
     return _repeat(note, interval, num_samples, sample_rate)
 
 
@@ -172,9 +172,9 @@ def _slow_noise(num_samples: int, rate_hz: float, sample_rate: int, rng: np.rand
     """A smooth random walk in [-1, 1] that turns about `rate_hz` times a second."""
     num_points = max(2, round(num_samples / sample_rate * rate_hz) + 1)
     points = rng.uniform(-1, 1, num_points)
-    place = np.linspace(0, num_points - 1, num_samples)
-    left = np.minimum(place.astype(int), num_points - 2)
-    blend = 0.5 - 0.5 * np.cos(np.pi * (place - left))
+    position = np.linspace(0, num_points - 1, num_samples)
+    left = np.minimum(position.astype(int), num_points - 2)
+    blend = 0.5 - 0.5 * np.cos(np.pi * (position - left))
     return points[left] * (1 - blend) + points[left + 1] * blend
 
 

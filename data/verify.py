@@ -14,9 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from audioldm2_pl.atomic import update_from
 from audioldm2_pl.errors import UserError, run_tool
 from audioldm2_pl.shards.encoded import EncodedFolder
-from audioldm2_pl.shards.reader import BadClip, ShardFolder, tell_unread_caption
+from audioldm2_pl.shards.format import BadClip, warn_unread_caption
+from audioldm2_pl.shards.reader import ShardFolder
 
 from .engines import count_cores, local
 from .shards import summary
@@ -63,9 +65,7 @@ def shard_fault(split: ShardFolder, shard: int) -> str | None:
     if not path.is_file():
         return f"{path} is missing; write the shards again"
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    update_from(digest, path)
     if entry.get("sha256") not in (None, digest.hexdigest()):
         return f"{path} is not what index.json describes; write the shards again"
     noted = {bad["clip"] for bad in entry.get("bad", ())}
@@ -74,7 +74,7 @@ def shard_fault(split: ShardFolder, shard: int) -> str | None:
         for number in range(split.counts[shard]):
             if number not in noted:
                 clip = split.load_audible(shard, number)
-                tell_unread_caption(split.path, clip)
+                warn_unread_caption(split.path, clip)
                 seconds += len(clip.get("waveform", ())) / clip.get("sample_rate", 1)
     except BadClip as bad:
         return f"{path}: {bad}; write the shards again"
@@ -86,21 +86,27 @@ def shard_fault(split: ShardFolder, shard: int) -> str | None:
 
 
 def splits_below(folder: Path) -> list[Path]:
-    """The folder itself, if it is a split, and those of its folders that are."""
+    """The folder itself, if it is a split, and those of its folders that are; the folder where there is none."""
     splits = [folder] if (folder / "index.json").is_file() else []
-    return splits + sorted(path.parent for path in folder.glob("*/index.json"))
+    return splits + sorted(path.parent for path in folder.glob("*/index.json")) or [folder]
+
+
+def folders_parser(description: str | None) -> argparse.ArgumentParser:
+    """A command line of folders of shards, or of splits."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="SHARDS")
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="SHARDS")
+    parser = folders_parser(__doc__)
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
     arguments = parser.parse_args(argv)
 
     def check_all() -> None:
         num_faults = 0
         for folder in arguments.folders:
-            for split in splits_below(folder) or [folder]:
+            for split in splits_below(folder):
                 index, faults = check(split, arguments.workers or count_cores("local"))
                 found = [print(f"error: {fault}", file=sys.stderr) for fault in faults]
                 num_faults += len(found)

@@ -14,74 +14,60 @@ taken from the authors' description and programs that read it.
 
 Videos of the test split and the ids of a list in --exclude are refused in training.
 
-Caption: the class ("playing hammond organ"); only the sound and the label are used (paper, section IV-A).
+Caption: the class ("playing hammond organ"); only the sound and the label are used (paper §IV-A).
 """
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.tables import read_cells
 
-from .corpus import run_corpus
-from .leakage import add_exclude_option, guarded, is_there, refused_ids
+from .corpus import Corpus
+from .leakage import own_list_exists
 from .shards import Clip
-from .sources import audio_files, number, source_id, youtube_clip
+from .sources import number, source_id, youtube_clips
 
 SPLITS = ("train", "test")
 CLIP_SECONDS = 10.0
 
 
-def clips(source: Path, split: str, exclude: Sequence[Path] | None = None) -> Iterator[Clip]:
-    """The clips of "train", less those of "test" and of the lists in `exclude`, or of "test"."""
-    found = _clips(source, split)
-    if split != "train":
-        return found
-    refused = refused_ids(exclude) | {source_id("youtube", video) for video, *_ in _rows(source, "test", needed=False)}
-    return guarded(found, refused, exclude or ())
+def read_clips(source: Path, split: str) -> Iterator[Clip]:
+    return youtube_clips(source, _rows(source, split), "VGGSound", "CC BY 4.0")
 
 
-def _clips(source: Path, split: str) -> Iterator[Clip]:
-    files = audio_files(source)
-    for video, start, label in _rows(source, split):
-        yield youtube_clip(
-            files,
-            source,
-            video,
-            start,
-            start + CLIP_SECONDS,
-            text=label,
-            labels=[label],
-            source="VGGSound",
-            licence="CC BY 4.0",
-        )
+def held_out(source: Path) -> set[str]:
+    videos = _rows(source, "test") if own_list_exists(_table(source, "test")) else ()
+    return {source_id("youtube", video) for video, *_ in videos}
 
 
-def _rows(source: Path, split: str, needed: bool = True) -> Iterator[tuple[str, float, str]]:
-    """(video, start in seconds, class) of a split; none where its list is missing and not needed."""
-    whole = source / "vggsound.csv"
-    parts = [path for path in (source / f"data/{split}.csv", source / f"{split}.csv") if path.is_file()]
-    if not whole.is_file() and not parts:
-        if needed:
-            raise UserError(f"{source} holds neither vggsound.csv nor data/{split}.csv; fetch VGGSound's list into it")
-        is_there(source / f"data/{split}.csv")
-        return
-    path = whole if whole.is_file() else parts[0]
+def _table(source: Path, split: str) -> Path:
+    tables = (source / "vggsound.csv", source / f"data/{split}.csv", source / f"{split}.csv")
+    return next((table for table in tables if table.is_file()), tables[1])
+
+
+def _rows(source: Path, split: str) -> Iterator[tuple[str, float, float, dict[str, Any]]]:
+    path = _table(source, split)
+    if not path.is_file():
+        raise UserError(f"{source} holds neither vggsound.csv nor data/{split}.csv; fetch VGGSound's list into it")
+    is_whole = path.name == "vggsound.csv"
     for line, row in read_cells(path):
-        if path == whole and len(row) == 4 and row[3] in SPLITS:
-            if row[3] == split:
-                yield row[0], number(row[1], f"{path}, line {line}"), row[2]
-        elif path != whole and len(row) == 2 and (match := re.fullmatch(r"(.{11})_(\d{6})\.mp4", row[0])):
-            yield match[1], float(match[2]), row[1]
+        if is_whole and len(row) == 4 and row[3] in SPLITS:
+            if row[3] != split:
+                continue
+            video, start, label = row[0], number(row[1], f"{path}, line {line}"), row[2]
+        elif not is_whole and len(row) == 2 and (match := re.fullmatch(r"(.{11})_(\d{6})\.mp4", row[0])):
+            video, start, label = match[1], float(match[2]), row[1]
         else:
             raise UserError(f"{path}, line {line}: {','.join(row)!r} is not a row of VGGSound")
+        yield video, start, start + CLIP_SECONDS, {"text": label, "labels": [label]}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_corpus(clips, SPLITS, __doc__, argv, add_exclude_option)
-
+CORPUS = Corpus(__doc__, SPLITS, read_clips, held_out=held_out, exclude="required")
+clips, main = CORPUS.clips, CORPUS.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,38 +19,28 @@ aac-datasets: {"data": [{"id", "caption", "duration", ...}]}, AudioSet's ids bei
 Caption: "caption". All is for training; the blacklists are AudioCaps' and Clotho's, MusicCaps' must be named beside.
 """
 
-import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.tables import read_json
 
-from .corpus import run_corpus
-from .leakage import add_exclude_option, guarded, refused_ids
+from .corpus import MAX_SECONDS, MAX_SECONDS_OPTION, Corpus
 from .shards import Clip, key_of
 from .sources import AUDIO_SUFFIXES, audio_files, fields, source_id
 
-SPLITS = ("train",)
 PARTS = {
     "AudioSet_SL": "as_final.json",
     "BBC_Sound_Effects": "bbc_final.json",
     "FreeSound": "fsd_final.json",
     "SoundBible": "sb_final.json",
 }
-SITES = {"AudioSet_SL": "youtube", "FreeSound": "freesound"}
-MAX_SECONDS = 600.0
+SITE_OF_PART = {"AudioSet_SL": "youtube", "FreeSound": "freesound"}
 
 
-def clips(
-    source: Path, split: str, exclude: Sequence[Path] | None = None, max_seconds: float = MAX_SECONDS
-) -> Iterator[Clip]:
-    """The clips of all parts that are there, less those of the lists in `exclude`; "train" is the only split."""
-    return guarded(_clips(source, max_seconds), refused_ids(exclude), exclude or ())
-
-
-def _clips(source: Path, max_seconds: float) -> Iterator[Clip]:
+def read_clips(source: Path, split: str, max_seconds: float = MAX_SECONDS) -> Iterator[Clip]:
+    """The clips of all parts that are there; "train" is the only split."""
     tables = {part: source / "json_files" / part / name for part, name in PARTS.items()}
     tables = {part: path for part, path in tables.items() if path.is_file()}
     if not tables:
@@ -73,7 +63,7 @@ def _clips(source: Path, max_seconds: float) -> Iterator[Clip]:
                 duration=max_seconds,
                 source=f"WavCaps {part}",
                 licence="academic use (WavCaps)",
-                extra={"source_id": source_id(SITES.get(part, part.lower()), stem)},
+                extra={"source_id": source_id(SITE_OF_PART.get(part, part.lower()), stem)},
             )
 
 
@@ -82,16 +72,8 @@ def _folder(source: Path, part: str) -> Path:
     return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    add_exclude_option(parser)
-    parser.add_argument(
-        "--max-seconds", type=float, default=MAX_SECONDS, metavar="S", help="taken of a recording, from its start"
-    )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_corpus(clips, SPLITS, __doc__, argv, _add_options)
-
+CORPUS = Corpus(__doc__, ("train",), read_clips, {"--max-seconds": MAX_SECONDS_OPTION}, exclude="required")
+clips, main = CORPUS.clips, CORPUS.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,28 +1,43 @@
-"""Members of clips => numbered tars of a split, each noted in the journal once it is whole."""
+"""Encoded clips => numbered tars of a split, each noted in the journal once it is whole."""
 
 import hashlib
 import io
 import json
 import os
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from audioldm2_pl.atomic import write_text
+from audioldm2_pl.shards.reader import SHARD_FORMAT
 
 from .journal import Journal
 
 LISTED = ("skipped", "changed")  # clips that were left out, and clips that are not as the corpus has them
-Members = tuple[bytes, bytes, float]  # a clip's FLAC, its JSON, and its seconds
 
 
-class ShardFile:
-    """One tar that is written front to back; its sha256 is taken on the way."""
+class EncodedClip(NamedTuple):
+    """A clip's two members and its length."""
+
+    flac: bytes
+    json: bytes
+    seconds: float
+
+    @property
+    def size(self) -> int:
+        """Bytes in a tar: the contents, each behind a header and filled up to whole blocks."""
+        return sum(tarfile.BLOCKSIZE * (1 + -(-len(member) // tarfile.BLOCKSIZE)) for member in (self.flac, self.json))
+
+
+class TarWriter:
+    """One tar that is written front to back; its sha256 is taken on the way. Its bytes depend on the clips alone."""
 
     def __init__(self, path: Path):
         self.path = path
         self.file = path.open("wb")
         self.digest = hashlib.sha256()
         self.archive = tarfile.open(fileobj=self, mode="w")  # type: ignore[call-overload]  # noqa: SIM115
-        self.seconds: list[float] = []
 
     def write(self, block: bytes) -> int:
         self.digest.update(block)
@@ -31,29 +46,26 @@ class ShardFile:
     def tell(self) -> int:
         return self.file.tell()
 
-    def add(self, key: str, members: Members) -> None:
-        *contents, seconds = members
-        for suffix, content in zip(("flac", "json"), contents):
-            # TarInfo leaves time, owner and group at zero: the bytes depend on the clips alone.
-            member = tarfile.TarInfo(f"{key}.{suffix}")
+    def add(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Adds a clip by its members' suffixes."""
+        for suffix, content in members.items():
+            member = tarfile.TarInfo(f"{key}.{suffix}")  # with time, owner and group at zero
             member.size = len(content)
             self.archive.addfile(member, io.BytesIO(content))
         self.archive.members.clear()  # tarfile would keep a name for every member
-        self.seconds.append(seconds)
 
-    def close(self) -> dict[str, Any]:
-        """The shard's entry for the index."""
+    def close(self) -> tuple[int, str]:
+        """Size in bytes and sha256 of the tar, now on the disk."""
         self.archive.close()
         self.file.flush()
         os.fsync(self.file.fileno())
+        size = self.tell()
         self.file.close()
-        return {
-            "name": self.path.name,
-            "num_clips": len(self.seconds),
-            "seconds": round(sum(self.seconds), 3),
-            "longest_seconds": round(max(self.seconds), 3),
-            "sha256": self.digest.hexdigest(),
-        }
+        return size, self.digest.hexdigest()
+
+
+def write_index(folder: Path, index: Mapping[str, Any]) -> None:
+    write_text(folder / "index.json", json.dumps(index, indent=1, sort_keys=True) + "\n")
 
 
 class SplitWriter:
@@ -63,41 +75,51 @@ class SplitWriter:
         self.journal = journal
         self.max_bytes = max_bytes
         self.max_clips = max_clips
-        self.shard: ShardFile | None = None
+        self.tar: TarWriter | None = None
+        self.lengths: list[float] = []  # seconds of the clips in the open shard
         self.fingerprints: list[bytes] = []  # of the clips read for the shard that is open
         self.listed: dict[str, list[dict[str, str]]] = {name: [] for name in LISTED}  # and what became of some of them
         self.seconds = 0.0  # written by this process
 
-    def add(self, key: str, fingerprint: bytes, members: Members | str) -> None:
-        """Takes the next clip, or the reason why there is none."""
-        if not isinstance(members, str) and self.shard and self.shard.tell() + _size(members) > self.max_bytes:
+    def add(self, key: str, fingerprint: bytes, clip: EncodedClip | str) -> None:
+        """Adds the next clip, or notes the reason why there is none."""
+        if not isinstance(clip, str) and self.tar and self.tar.tell() + clip.size > self.max_bytes:
             self.finish_shard()
         self.fingerprints.append(fingerprint)
-        if isinstance(members, str):
-            self.listed["skipped"].append({"key": key, "reason": members})
+        if isinstance(clip, str):
+            self.listed["skipped"].append({"key": key, "reason": clip})
             return
-        if self.shard is None:
-            self.shard = ShardFile(self.journal.folder / f"{len(self.journal.lines):06d}.tar")
-        self.shard.add(key, members)
-        self.seconds += members[-1]
-        if b'"changed"' in members[1]:
-            reasons = json.loads(members[1]).get("changed", ())
+        if self.tar is None:
+            self.tar = TarWriter(self.journal.folder / f"{len(self.journal.lines):06d}.tar")
+        self.tar.add(key, {"flac": clip.flac, "json": clip.json})
+        self.lengths.append(clip.seconds)
+        self.seconds += clip.seconds
+        if b'"changed"' in clip.json:
+            reasons = json.loads(clip.json).get("changed", ())
             self.listed["changed"] += [{"key": key, "reason": reason} for reason in reasons]
-        if len(self.shard.seconds) == self.max_clips:
+        if len(self.lengths) == self.max_clips:
             self.finish_shard()
 
     def finish_shard(self) -> None:
-        if self.shard is not None:
-            entry = self.shard.close()
-            self.journal.add(entry, self.shard.path.stat().st_size, self.fingerprints, self.listed)
-            self.shard, self.fingerprints, self.listed = None, [], {name: [] for name in LISTED}
+        if self.tar is None:
+            return
+        size, sha256 = self.tar.close()
+        entry = {
+            "name": self.tar.path.name,
+            "num_clips": len(self.lengths),
+            "seconds": round(sum(self.lengths), 3),
+            "longest_seconds": round(max(self.lengths), 3),
+            "sha256": sha256,
+        }
+        self.journal.add(entry, size, self.fingerprints, self.listed)
+        self.tar, self.lengths, self.fingerprints, self.listed = None, [], [], {name: [] for name in LISTED}
 
     def index(self, sample_rate: int) -> dict[str, Any]:
         """What `index.json` says, the last shard being finished."""
         lines = [*self.journal.lines, self.listed]
         shards = [line["shard"] for line in self.journal.lines]
         return {
-            "format": 1,
+            "format": SHARD_FORMAT,
             "sample_rate": sample_rate,
             "num_clips": sum(shard["num_clips"] for shard in shards),
             "seconds": round(sum(shard["seconds"] for shard in shards), 3),
@@ -105,8 +127,3 @@ class SplitWriter:
             "shards": shards,
             **{name: [clip for line in lines for clip in line[name]] for name in LISTED},
         }
-
-
-def _size(members: Members) -> int:
-    """Bytes that a clip takes in a tar: its contents, each behind a header and filled up to whole blocks."""
-    return sum(tarfile.BLOCKSIZE * (1 + -(-len(content) // tarfile.BLOCKSIZE)) for content in members[:2])

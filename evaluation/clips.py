@@ -26,6 +26,7 @@ class Event:
 class LabelledClip:
     key: str
     text: str  # the caption
+    transcript: str  # what is spoken; "" where the shards have none
     events: list[Event]  # in the order in which they sound
     waveform: np.ndarray  # float32 (T,), T = AudioConfig.num_samples
 
@@ -40,7 +41,7 @@ class LabelledClip:
 
 
 def read_clips(split: Path, audio: AudioConfig) -> Iterator[LabelledClip]:
-    """The split's clips in the order of its shards, as training hears them. A clip without "events" has its one label
+    """The split's clips in the order of its shards, as training reads them. A clip without "events" has its one label
     for an event."""
     folder = ShardFolder(split)
     for shard, num_clips in enumerate(folder.counts):
@@ -49,7 +50,8 @@ def read_clips(split: Path, audio: AudioConfig) -> Iterator[LabelledClip]:
             if is_silent(clip["waveform"]):
                 warnings.warn(f"{split}: clip {clip['key']} is silent", stacklevel=2)
             waveform = prepare_clip(clip["waveform"], clip["sample_rate"], audio)
-            yield LabelledClip(clip["key"], captions_of(clip)[0], events_of(clip, audio), waveform)
+            events = events_of(clip, audio)
+            yield LabelledClip(clip["key"], captions_of(clip)[0], clip.get("transcript", ""), events, waveform)
 
 
 def events_of(clip: dict[str, Any], audio: AudioConfig) -> list[Event]:

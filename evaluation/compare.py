@@ -1,8 +1,6 @@
 """Two systems' results of one protocol side by side: the differences of their scores, by paired bootstrap."""
 
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +8,12 @@ import numpy as np
 
 from audioldm2_pl.errors import UserError
 
-from .fad import ClipFeatures, distance_of_rows
-from .inception import inception_score
+from .metrics import METRICS
+from .metrics.metric import Samples
 from .protocols import differences
-from .uncertainty import Interval, paired_difference, statistic_interval
+from .uncertainty import Interval
 
-SAME = ("protocol_settings", "weights", "sha256.reference", "sha256.captions", "clips")
-
-Samples = dict[str, np.ndarray]
+SAME = ("protocol_settings", "weights", "sha256.reference", "sha256.captions", "sha256.labels", "clips")
 
 
 def read_result(path: Path) -> tuple[dict[str, Any], Samples]:
@@ -38,7 +34,7 @@ def refuse_unequal(first: dict[str, Any], second: dict[str, Any]) -> None:
     for key in SAME:
         sides: list[Any] = [first, second]
         for part in key.split("."):
-            sides = [side[part] for side in sides]
+            sides = [side.get(part) for side in sides]
         if sides[0] == sides[1]:
             continue
         if key == "clips":
@@ -49,22 +45,10 @@ def refuse_unequal(first: dict[str, Any], second: dict[str, Any]) -> None:
         raise UserError(f"not comparable: {key}{names}: {'; '.join(found[:5])}" + ("; …" if len(found) > 5 else ""))
 
 
-def distance_on(samples: Samples, clips: np.ndarray) -> float:
-    sides = [ClipFeatures(samples[f"{s}_rows"], samples[f"{s}_counts"]) for s in ("reference", "generated")]
-    return distance_of_rows(*(side.take(clips) for side in sides))
-
-
-def inception_on(samples: Samples, clips: np.ndarray) -> float:
-    return inception_score(samples["logits"][clips])
-
-
-STATISTICS: dict[str, Callable[[Samples, np.ndarray], float]] = {"frechet": distance_on, "inception": inception_on}
-
-
 def compare(
     first: tuple[dict[str, Any], Samples], second: tuple[dict[str, Any], Samples], resamples: int = 200, seed: int = 0
 ) -> dict[str, Interval]:
-    """Score -> first - second with its interval; every resample draws the same clips for both."""
+    """Score -> first - second with its interval, as the score's metric has it."""
     refuse_unequal(first[0], second[0])
     found = {}
     for name, settings in first[0]["protocol_settings"]["scores"].items():
@@ -72,23 +56,14 @@ def compare(
             {key.removeprefix(f"{name}/"): array for key, array in samples.items() if key.startswith(f"{name}/")}
             for _, samples in (first, second)
         )
-        if "values" in one:
-            found[name] = paired_difference(one["values"], other["values"], 25 * resamples, seed)
-        else:
-            difference = partial(difference_on, STATISTICS[settings["kind"]], one, other)
-            found[name] = statistic_interval(difference, len(first[0]["clips"]), resamples, seed)
+        metric = METRICS[settings["kind"]]
+        found[name] = metric.difference(one, other, len(first[0]["clips"]), resamples, seed)
     return found
 
 
-def difference_on(
-    statistic: Callable[[Samples, np.ndarray], float], one: Samples, other: Samples, clips: np.ndarray
-) -> float:
-    return statistic(one, clips) - statistic(other, clips)
-
-
 def comparison_table(found: dict[str, Interval]) -> str:
-    lines = [f"{'score':12} {'first - second':>15}   95 % interval"]
+    lines = [f"{'score':14} {'first - second':>15}   95 % interval"]
     for name, interval in found.items():
-        verdict = "apart" if interval.excludes_zero else "not told apart"
-        lines.append(f"{name:12} {interval.value:15.4f}   {interval.low:.4f} to {interval.high:.4f}: {verdict}")
+        finding = "different" if interval.excludes_zero else "not distinguishable"
+        lines.append(f"{name:14} {interval.value:15.4f}   {interval.low:.4f} to {interval.high:.4f}: {finding}")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from audioldm2_pl.tables import read_table
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
 
-def audio_files(folder: Path) -> dict[str, Path]:
+def clip_files(folder: Path) -> dict[str, Path]:
     """Relative name without suffix, in NFC -> file, for the audio anywhere below `folder` that is not hidden."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of audio")
@@ -23,7 +23,7 @@ def audio_files(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
-            name = name_of(path.relative_to(folder))
+            name = clip_name(path.relative_to(folder))
             if name in files:
                 raise UserError(f"{folder}: {files[name].name} and {path.name} are one name; keep one of them")
             files[name] = path
@@ -32,26 +32,26 @@ def audio_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def name_of(path: Path) -> str:
+def clip_name(path: Path) -> str:
     """What a clip is called: its path without the suffix, accents in the one form that all systems share."""
     path = path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
     return unicodedata.normalize("NFC", path.as_posix())
 
 
-def read_captions(path: Path) -> dict[str, list[str]]:
-    """Name -> captions, from a CSV with the columns filename and caption, one row a caption."""
-    captions: dict[str, list[str]] = {}
-    for line, row in read_table(path, ("filename", "caption")):
-        name, caption = Path(row["filename"].strip()), row["caption"].strip()
-        if not name.name or not caption or "\ufffd" in caption:
+def read_names(path: Path, column: str) -> dict[str, list[str]]:
+    """Name -> texts, from a CSV with the columns filename and `column`, one row a text."""
+    found: dict[str, list[str]] = {}
+    for line, row in read_table(path, ("filename", column)):
+        name, text = Path(row["filename"].strip()), row[column].strip()
+        if not name.name or not text or "\ufffd" in text:
             raise UserError(
-                f"{path}, line {line}: needs the columns filename and caption, filled in every row with characters "
+                f"{path}, line {line}: needs the columns filename and {column}, filled in every row with characters "
                 "that no wrong encoding has lost"
             )
-        captions.setdefault(name_of(name), []).append(caption)
-    if not captions:
-        raise UserError(f"{path}: holds no captions; needs the columns filename and caption")
-    return captions
+        found.setdefault(clip_name(name), []).append(text)
+    if not found:
+        raise UserError(f"{path}: holds no {column}s; needs the columns filename and {column}")
+    return found
 
 
 def read_audio(path: Path) -> tuple[np.ndarray, int]:

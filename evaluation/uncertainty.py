@@ -5,6 +5,7 @@ Clips are drawn with replacement, whole clips at a time: a clip's frames and cap
 Shapes: N clips, B resamples, S independent sets.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -58,7 +59,9 @@ def mean_bounds(
 
 
 def mean_interval(values: np.ndarray, resamples: int = 5000, seed: int = 0) -> Interval:
-    """values (N,), one of each clip => their mean with its interval"""
+    """values (N,), one of each clip => their mean with its interval; without resamples the bounds are nan"""
+    if not resamples or not len(values):
+        return Interval(float(np.mean(values)) if len(values) else math.nan, math.nan, math.nan, resamples)
     low, high = mean_bounds(values, resamples, seed)
     return Interval(float(np.mean(values)), float(low), float(high), resamples)
 
@@ -82,6 +85,8 @@ def statistic_interval(
     """
     draw = np.random.default_rng(seed)
     value = statistic(np.arange(num_clips))
+    if not resamples:
+        return Interval(value, math.nan, math.nan, resamples)
     resampled = [statistic(np.sort(draw.integers(num_clips, size=num_clips))) for _ in range(resamples)]
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, float(2 * value - high), float(2 * value - low), resamples)

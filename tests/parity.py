@@ -24,12 +24,16 @@ from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.conditioners.phonemes import PhonemeConfig, PhonemeEncoder, prepare_espeak
 from audioldm2_pl.conditioners.t5 import T5, T5EncoderConfig
 from audioldm2_pl.conditioners.tokenizers import build_roberta_tokenizer
-from audioldm2_pl.hub.folder import ModelFolder, load_part
+from audioldm2_pl.generation import Sampling
+from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.hub.original.clap import text_only
+from audioldm2_pl.hub.parts import load_part
 from audioldm2_pl.models import unet as presets
 from audioldm2_pl.models.diffusion import DiffusionConfig, build_scheduler
-from audioldm2_pl.models.gpt2 import LOAGPT2Config, build_gpt2, build_projection
-from audioldm2_pl.models.unet import TUNet, TUNetConfig, to_hub_config
+from audioldm2_pl.models.gpt2 import LOAGPT2Config, build_gpt2
+from audioldm2_pl.models.projection import ConditionProjection
+from audioldm2_pl.models.unet import WIDTHS, TUNet, TUNetConfig
+from audioldm2_pl.models.unet_hub import to_hub_config
 from audioldm2_pl.models.vae import VAEConfig, build_vae
 from audioldm2_pl.models.vocoder import VocoderConfig, build_vocoder
 from audioldm2_pl.pipeline import AudioLDM2
@@ -57,7 +61,7 @@ def unet_rows() -> list[Row]:
     for name, preset in UNETS.items():
         config = preset()
         ours = draw_weights(TUNet(config))
-        hub = to_hub_config(config)
+        hub = to_hub_config(config, WIDTHS)
         with torch.device("meta"):
             theirs = getattr(diffusers, hub["_class_name"]).from_config(hub).eval()
         theirs.load_state_dict(ours.state_dict(), assign=True)
@@ -71,9 +75,9 @@ def unet_rows() -> list[Row]:
 def unet_gap(ours: TUNet, theirs: Any, masked: bool) -> float:
     generator = torch.Generator().manual_seed(SEED)
     config = ours.config
-    widths = [dim for dim in config.cross_attention_dim if dim is not None]
+    widths = [WIDTHS[name] for name in config.conditions]
     latent = torch.randn(2, config.in_channels, 32, 16, generator=generator)
-    film = torch.randn(2, config.film_dim, generator=generator) if config.film_dim else None
+    film = torch.randn(2, WIDTHS[config.film], generator=generator) if config.film else None
     masks = [torch.ones(2, 8), torch.tensor([[1.0] * 6, [1.0] * 4 + [0.0] * 2])]
     embeddings = [torch.randn(*mask.shape, width, generator=generator) for mask, width in zip(masks, widths)]
     timestep = torch.tensor([3, 981])
@@ -106,7 +110,7 @@ def folder_rows() -> list[Row]:
         "vae": lambda: build_vae(VAEConfig()),
         "vocoder": lambda: build_vocoder(VocoderConfig()),
         "language_model": lambda: build_gpt2(LOAGPT2Config(), 8),
-        "projection_model": lambda: build_projection([512, 1024], LOAGPT2Config()),
+        "projection_model": lambda: ConditionProjection({"clap": 512, "t5": 1024}, 768),
         "text_encoder": lambda: clap,
         "text_encoder_2": lambda: t5,
         "unet": lambda: draw_weights(TUNet(TUNetConfig())),
@@ -140,14 +144,14 @@ def small_folder(folder: Path, speech: bool) -> Path:
         words = T5.build(T5EncoderConfig(pretrained=None, words=["bell"], d_model=48, num_heads=2))
     unet = TUNetConfig(
         sample_size=64, block_out_channels=[16, 32], attention_levels=[0, 1], num_heads=[2, 4], norm_num_groups=8,
-        cross_attention_dim=[None, 32] if speech else [None, 32, 48],
+        conditions=["loa"] if speech else ["loa", "t5"],
     )  # fmt: skip
     parts: dict[str, Any] = {
         "text_encoder": clap.model, "tokenizer": tokenizer, "feature_extractor": clap.feature_extractor,
         "text_encoder_2": words.model, "tokenizer_2": words.tokenizer,
         "language_model": draw_weights(build_gpt2(gpt2, 8)),
-        "projection_model": build_projection([32, words.embedding_dim], gpt2, 40 if speech else None),
-        "unet": draw_weights(TUNet(unet)), "scheduler": build_scheduler(DiffusionConfig(eta=0.0)),
+        "projection_model": ConditionProjection({"clap": 32, words.name: words.width}, 32, 40),
+        "unet": draw_weights(TUNet(unet, {"loa": 32, "t5": 48})), "scheduler": build_scheduler(DiffusionConfig()),
         "vae": build_vae(VAEConfig(block_out_channels=[8, 16, 16], norm_num_groups=4, sample_size=256)),
         "vocoder": build_vocoder(VocoderConfig(upsample_initial_channel=32)),
     }  # fmt: skip
@@ -163,11 +167,11 @@ def audioldm1_folder(folder: Path) -> Path:
     clap = CLAP.build(CLAPConfig(pretrained=None, projection_dim=32, text_width=32, text_layers=1, text_heads=2))
     unet = TUNetConfig(
         sample_size=64, block_out_channels=[16, 32], attention_levels=[0, 1], num_heads=[2, 4], norm_num_groups=8,
-        cross_attention_dim=[None], film_dim=32,
+        conditions=[], film="clap",
     )  # fmt: skip
     parts: dict[str, Any] = {
         "text_encoder": text_only(clap.model), "tokenizer": build_roberta_tokenizer(clap.max_text_tokens),
-        "unet": draw_weights(TUNet(unet)), "scheduler": build_scheduler(DiffusionConfig(eta=0.0)),
+        "unet": draw_weights(TUNet(unet, {"clap": 32})), "scheduler": build_scheduler(DiffusionConfig()),
         "vae": build_vae(VAEConfig(block_out_channels=[8, 16, 16], norm_num_groups=4, sample_size=256)),
         "vocoder": build_vocoder(VocoderConfig(upsample_initial_channel=32)),
     }  # fmt: skip
@@ -186,8 +190,9 @@ def audioldm1_gap(folder: Path, scale: float) -> float:
     stock.mel_spectrogram_to_waveform = lambda mel: expected.append(mel) or torch.zeros(1, 40_960)
     noise = torch.randn(8, 64, 16, generator=torch.Generator().manual_seed(SEED))
     stock("a bell", 2.56, 10, scale, eta=0.0, latents=noise[None].clone())
-    film = ours.encode_text(["a bell"])[0].embedding[:, 0]
-    latent = ours.sample_latent(None, None, 64, [SEED], 10, scale, 0.0, film=film)
+    sampling = Sampling(None, 10, scale, eta=0.0)
+    inputs = ours.guided_inputs(ours.encode_conditions(["a bell"]), [""], sampling)
+    latent = ours.sample_latent(inputs, 64, [SEED], sampling)
     return float((ours.decode_mel(latent) - expected[0]).abs().max())
 
 
@@ -216,18 +221,11 @@ def generation_rows() -> list[Row]:
                 guidance_scale=scale, eta=0.0,
                 audio_length_in_s=2.56, latents=noise[None].clone(), max_new_tokens=8, output_type="latent",
             ).audios  # fmt: skip
-            conditions = ours.encode_text([prompt], None if said is None else [said])
-            latent = ours.sample_latent(
-                ours.generate_loa(conditions),
-                None if speech else conditions[1],
-                64,
-                [SEED],
-                10,
-                scale,
-                0.0,
-                "gpt2",
-                negative_prompt,
-            )
+            conditions = ours.encode_conditions([prompt], None if said is None else [said])
+            conditions["loa"] = Condition.of(ours.generate_loa(conditions))
+            sampling = Sampling(None, 10, scale, eta=0.0, unconditional="gpt2")
+            inputs = ours.guided_inputs(conditions, [negative_prompt], sampling)
+            latent = ours.sample_latent(inputs, 64, [SEED], sampling)
             expected = stock.vae.decode(theirs / stock.vae.config.scaling_factor).sample
             gap = float((ours.decode_mel(latent) - expected).abs().max())
             rows.append((f"log-mel of {'speech' if speech else 'text'}, guidance {scale}", gap, 1e-3))

@@ -5,12 +5,15 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import soundfile
 
 from audioldm2_pl.cli import main, read_prompts
+from audioldm2_pl.generation import Generation, Sampling
+from audioldm2_pl.pipeline import AudioLDM2
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,9 +67,9 @@ def test_unknown_key_names_the_nearest(capsys):
     ("override", "message"),
     [
         ("seed=x", "seed"),
-        ("stages=[ldm,vea]", "stages\\[1\\]='vea': did you mean 'vae'"),
+        ("stages=[ldm,vea]", "stages: vea: did you mean 'vae'"),
         ("unet.in_channels=4", "vae.latent_channels"),
-        ("diffusion.sampler=dimm", "ddim"),
+        ("sampling.sampler=dimm", "ddim"),
         ("seed", "key=value"),
     ],
 )
@@ -112,14 +115,56 @@ def test_prompts_may_stand_behind_options(smoke_run, tmp_path, capsys):
     options = ["--steps", "2", "--output", str(tmp_path)]
     assert main(["generate", str(smoke_run.model_folder), "a bell", *options, "- rain", "a siren"]) == 0
     assert [f.name for f in sorted(tmp_path.iterdir())] == ["0001_a_bell.wav", "0002_rain.wav", "0003_a_siren.wav"]
+    options[-1] = str(tmp_path / "first")
+    assert main(["generate", str(smoke_run.model_folder), *options, "a bell", "rain"]) == 0
+    assert [f.name for f in sorted((tmp_path / "first").iterdir())] == ["0001_a_bell.wav", "0002_rain.wav"]
     with pytest.raises(SystemExit) as left:
         main(["generate", str(smoke_run.model_folder), "a bell", "--stpes", "2"])
     assert left.value.code == 2 and "unrecognized arguments: --stpes" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("schema", [Generation, Sampling])
+def test_every_field_of_a_request_is_a_flag(schema, capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for f in fields(schema):
+        assert f.metadata["help"].split("; ")[0] in text
+        assert f.name == "prompt" or f"--{f.name.replace('_', '-')} " in text
+    assert "--num-steps STEPS, --steps STEPS sampling steps (from 1 to 100000; default: the model's own)" in text
+    assert "--sampler {ddim,ddpm,dpm-solver++,unipc,euler,heun,pndm}" in text
+
+
+def test_flags_set_fields_and_the_folder_the_others(smoke_run, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(AudioLDM2, "generate", lambda self, requests, **s: made.append((requests, s)) or [])
+    options = ["--num-steps", "2", "--sampler", "euler", "--seed", "4", "--seconds", "1.5", "--negative-prompt", "rain"]
+    assert main(["generate", str(smoke_run.model_folder), *options, "a", "b", "--output", str(tmp_path)]) == 0
+    shared = {"negative_prompt": "rain", "seconds": 1.5}
+    expected = [Generation("a", seed=4, **shared), Generation("b", seed=5, **shared)]
+    assert made == [(expected, {"num_steps": 2, "sampler": "euler"})]
+
+
+def test_a_wrong_command_line_is_one_line(capsys):
+    for arguments in (["generate"], ["generate", "m", "a", "--steps", "many"], ["generate", "m", "--precision", "8"]):
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        lines = capsys.readouterr().err.splitlines()
+        assert left.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: ")
+
+
+def test_bfloat16_from_the_command_line(smoke_run, tmp_path):
+    options = ["--precision", "bf16", "--steps", "1", "--output", str(tmp_path), "--device", "cpu"]
+    assert main(["generate", str(smoke_run.model_folder), "a bell", *options]) == 0
+    assert soundfile.info(tmp_path / "0001_a_bell.wav").frames == 40_960
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--steps", "0"], "num_steps=0 has to be from 1 to 100000"),
+        (["--seconds", "0"], "seconds=0.0 has to be above 0 and at most 600"),
+        (["--unconditional", "none"], "choose one of zero, gpt2"),
         (["--batch-size", "0"], "--batch-size 0"),
         (["--batch-size", "-1"], "--batch-size -1"),
         (["--eta", "5"], "eta=5.0 has to be from 0 to 1"),

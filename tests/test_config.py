@@ -6,26 +6,29 @@ from pathlib import Path
 import pytest
 import torch
 
-from audioldm2_pl.config import ExperimentConfig, TrainerConfig, load_experiment, to_plain
-from audioldm2_pl.describe import build_networks, describe, difference, training_memory
+from audioldm2_pl.config import STAGES, ExperimentConfig, TrainerConfig, load_experiment, to_plain
+from audioldm2_pl.describe import build_on_meta, describe, difference, networks_of, stages_of, training_memory
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.fields import limits_of
+from audioldm2_pl.experiment_file import RENAMED_KEYS
+from audioldm2_pl.fields import limits_of, type_at
 
-EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").rglob("*.yaml"))
-SMOKE = EXPERIMENTS[0].parent / "smoke.yaml"
+FOLDER = Path(__file__).parent.parent / "experiments"
+EXPERIMENTS = sorted(FOLDER.rglob("*.yaml"))
+SMOKE = FOLDER / "smoke.yaml"
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_shipped_yaml_loads_and_builds(path):
     experiment = load_experiment(path)
-    networks = build_networks(experiment)
+    stages = stages_of(experiment)
+    networks = networks_of(stages)
     assert all(p.device.type == "meta" for network in networks.values() for p in network.parameters())
     assert experiment.description and path.read_text().startswith("# ")
-    assert all(training_memory(experiment, stage, networks) > 0 for stage in experiment.stages if stage in networks)
+    assert all(training_memory(experiment, stage) > 0 for stage in stages)
 
 
 def test_describe_of_the_full_size_names_the_published_numbers():
-    text = describe(load_experiment(EXPERIMENTS[0].parent / "base_16k.yaml"))
+    text = describe(load_experiment(FOLDER / "base_16k.yaml"))
     assert "346.94 M" in text  # T-UNet
     assert "55.38 M" in text  # VAE
     assert "55.26 M" in text or "55.2" in text  # vocoder
@@ -33,16 +36,16 @@ def test_describe_of_the_full_size_names_the_published_numbers():
 
 
 def test_describe_says_what_memory_it_does_not_count():
-    text = describe(load_experiment(EXPERIMENTS[0].parent / "base_16k.yaml"))
+    text = describe(load_experiment(FOLDER / "base_16k.yaml"))
     (line,) = [line for line in text.splitlines() if line.startswith("# not counted")]
     assert all(name in line for name in ("openai-community/gpt2", "google/flan-t5-large", "laion/clap-htsat-unfused"))
 
 
 def test_autocast_halves_no_activations():
-    demo = EXPERIMENTS[0].parent / "demo.yaml"
+    demo = FOLDER / "demo.yaml"
     whole, mixed = (load_experiment(demo, [f"trainer.precision={name}"]) for name in ("32-true", "bf16-mixed"))
-    networks = build_networks(whole)
-    assert training_memory(mixed, "vae", networks) == training_memory(whole, "vae", networks)
+    memory = [training_memory(experiment, build_on_meta(experiment, STAGES["vae"])) for experiment in (mixed, whole)]
+    assert memory[0] == memory[1]
 
 
 def test_plain_config_holds_only_plain_values():
@@ -53,7 +56,7 @@ def test_plain_config_holds_only_plain_values():
             return all(map(walk, value))
         return value is None or isinstance(value, (str, int, float, bool))
 
-    assert walk(to_plain(load_experiment(EXPERIMENTS[0].parent / "demo.yaml")))
+    assert walk(to_plain(load_experiment(FOLDER / "demo.yaml")))
 
 
 def test_base_files_are_merged_in_order(tmp_path):
@@ -109,9 +112,9 @@ def test_base_files_are_merged_in_order(tmp_path):
         ("audio: {clip_seconds: .nan}", r"audio.clip_seconds=nan"),
         ("audio: {num_fft: 512}", r"audio.num_fft=512 has to hold window_length=1024"),
         ("vae: {block_out_channels: []}", r"vae.block_out_channels is empty"),
-        ("diffusion: {eta: 5}", r"diffusion.eta=5.0 .*from 0 to 1"),
-        ("diffusion: {guidance_scale: .inf}", r"diffusion.guidance_scale=inf"),
-        ("diffusion: {num_steps: 2000}", r"num_steps=2000 is more than diffusion.num_timesteps"),
+        ("sampling: {eta: 5}", r"sampling.eta=5.0 .*from 0 to 1"),
+        ("sampling: {guidance_scale: .inf}", r"sampling.guidance_scale=inf"),
+        ("sampling: {num_steps: 2000}", r"num_steps=2000 is more than diffusion.num_timesteps"),
         ("data: {max_bad_fraction: 2}", r"data.max_bad_fraction=2.0"),
         ("data: {train: ['${oc.env:HOME}']}", r"data.train\[0\]: .*nothing is filled in"),
         ("conditioners: {t5: {words: [a, '${x}']}}", r"conditioners.t5.words\[1\]: .*nothing is filled in"),
@@ -137,6 +140,19 @@ def test_mistakes_are_plain_errors(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as error:
         load_experiment(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("old", [key for key, now in RENAMED_KEYS.items() if " " not in now])
+def test_an_old_key_names_the_new_one(tmp_path, old):
+    section, name = old.rsplit(".", 1)
+    path, new = tmp_path / "x.yaml", RENAMED_KEYS[old]
+    path.write_text(f"{section}: {{{name}: 1}}\n")
+    with pytest.raises(UserError, match=rf"x\.yaml: {old} is now {new}$"):
+        load_experiment(path)
+    for override in (f"{old}=1", f"{section}={{{name}: 1}}"):
+        with pytest.raises(UserError, match=rf"{old} is now {new}$"):
+            load_experiment(SMOKE, [override])
+    assert type_at(ExperimentConfig, new) is not None
 
 
 @pytest.mark.parametrize("text", ["0123", "1e3", "on", "null", "%s", "2024-01-01", "a: b", "é"])
@@ -197,7 +213,7 @@ def test_every_number_has_a_range_and_every_word_its_choices():
                 words.append(key)
 
     walk(ExperimentConfig, "")
-    assert unbounded == ["audio.fbank_mean", "vocoder.input_mean", "diffusion.guidance_scale"]
+    assert unbounded == ["audio.fbank_mean", "vocoder.input_mean"]
     assert words == ["name", "description", "runs", "trainer.devices"]
 
 
@@ -209,14 +225,16 @@ def test_saved_bytes_counts_activations_on_meta():
 
 
 def test_presets_differ_where_paper_and_code_do():
-    paper, official = (load_experiment(EXPERIMENTS[0].parent / f"{name}.yaml") for name in ("paper", "official"))
+    paper, official = (load_experiment(FOLDER / f"{name}.yaml") for name in ("paper", "official"))
     rows = {line.split()[0]: line.split()[1:] for line in difference("paper", paper, "official", official).splitlines()}
     assert rows.pop("setting") == ["paper", "official"]
     assert rows == {
         "audiomae.loa_layers": ["16", "3"],
+        "conditioners.clap.empty_probability": ["0.0", "0.1"],
         "diffusion.dropout_unit": ["sample", "batch"],
-        "diffusion.eta": ["0.0", "1.0"],
-        "diffusion.candidates": ["1", "3"],
+        "diffusion.keep_first_batch": ["False", "True"],
+        "sampling.eta": ["0.0", "1.0"],
+        "sampling.candidates": ["1", "3"],
         "training.ldm.optimizer.warmup_batches": ["10000", "5000"],
         "training.gpt2.optimizer.learning_rate": ["0.0001", "0.0002"],
         "training.gpt2.optimizer.warmup_batches": ["10000", "1000"],
@@ -226,5 +244,6 @@ def test_presets_differ_where_paper_and_code_do():
         "training.joint.loss_weights.loa": ["1.0", "2.0"],
         "training.joint.loss": ["mse", "l1"],
         "training.joint.p_gt": ["0.25", "0.0"],
+        "training.joint.skip_dropped_loa": ["False", "True"],
     }
     assert "same settings" in difference("paper", paper, "again", paper)

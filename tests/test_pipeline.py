@@ -13,13 +13,15 @@ from parity import audioldm1_folder, audioldm1_gap
 from audioldm2_pl.audio import LogMel, griffin_lim
 from audioldm2_pl.cli import main
 from audioldm2_pl.config import load_experiment
+from audioldm2_pl.editing import Edit
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.generation import Generation, Sampling
 from audioldm2_pl.hub.folder import ModelFolder
-from audioldm2_pl.models.diffusion import SAMPLERS, Sampling
+from audioldm2_pl.models.diffusion import SAMPLERS
 from audioldm2_pl.models.unet import TUNet
 from audioldm2_pl.models.vae import build_vae
-from audioldm2_pl.models.vocoder import build_vocoder, vocode
-from audioldm2_pl.pipeline import AudioLDM2, audio_of
+from audioldm2_pl.models.vocoder import audio_of, build_vocoder, vocode
+from audioldm2_pl.pipeline import AudioLDM2
 from audioldm2_pl.training.run import train
 
 PROMPTS = [
@@ -50,30 +52,89 @@ def latents(model, monkeypatch) -> AudioLDM2:
 
 
 def test_four_prompts_equal_four_single_calls(latents):
-    together = latents.generate(PROMPTS, steps=3, seed=7)
-    alone = torch.cat([latents.generate(prompt, steps=3, seed=7 + i) for i, prompt in enumerate(PROMPTS)])
+    together = latents.generate(PROMPTS, num_steps=3, seed=7)
+    alone = torch.cat([latents.generate(prompt, num_steps=3, seed=7 + i) for i, prompt in enumerate(PROMPTS)])
     assert together.shape == (4, 40_960)
     assert torch.allclose(together, alone, atol=1e-4)
     assert not torch.allclose(together[0], together[1], atol=1e-2)
 
 
 def test_same_seed_same_sound_other_seed_another(latents):
-    first, again, other = (latents.generate(["a bell"], steps=2, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (latents.generate(["a bell"], num_steps=2, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.allclose(first, other, atol=1e-3)
 
 
 @pytest.mark.parametrize("seconds", [0.5, 1.234, 4.0])
 def test_length_is_exact(model, seconds):
-    assert model.generate(["rain"], seconds=seconds, steps=1).shape == (1, round(seconds * 16_000))
+    assert model.generate(["rain"], seconds=seconds, num_steps=1).shape == (1, round(seconds * 16_000))
 
 
 def test_candidates_keep_the_one_nearest_to_the_prompt(model):
-    best = model.generate(["a bell"], steps=1, seed=3, candidates=3)
+    best = model.generate(["a bell"], num_steps=1, seed=3, candidates=3)
     from audioldm2_pl.seeds import seed_of
 
-    tries = model.generate(["a bell"] * 3, steps=1, seed=[3, seed_of(3, 1), seed_of(3, 2)])
+    tries = model.generate(["a bell"] * 3, num_steps=1, seed=[3, seed_of(3, 1), seed_of(3, 2)])
     assert torch.allclose(best[0], tries[model.similarity(tries, "a bell").argmax()], atol=1e-5)
+
+
+def test_candidates_of_many_prompts_run_together(model, monkeypatch):
+    """GPT-2 reads each prompt once, and the T-UNet up to 16 samples at a time, whatever the prompts."""
+    prompts, batches = PROMPTS + ["a gong"] * 2, []
+    seen = count_calls(monkeypatch, model.loa_generator, "generate", lambda conditions, **_: len(conditions[0]))
+    count_calls(monkeypatch, model.unet, "forward", lambda latent, *_: len(latent), batches)
+    best = model.generate(prompts, num_steps=1, seed=3, candidates=3, guidance_scale=1.0)
+    assert best.shape == (6, 40_960) and (sum(seen), batches) == (6, [15, 3])
+    alone = [model.generate(prompt, num_steps=1, seed=3 + i, candidates=3) for i, prompt in enumerate(prompts[:2])]
+    assert torch.allclose(model.generate(prompts[:2], num_steps=1, seed=3, candidates=3), torch.cat(alone), atol=1e-4)
+    batches.clear()
+    model.generate("a bell", num_steps=1, candidates=20, guidance_scale=1.0)
+    assert batches == [16, 4]
+
+
+def count_calls(monkeypatch, owner, name, what, calls=None) -> list:
+    """Notes `what` of a method's arguments at each call, and calls it."""
+    calls, method = [] if calls is None else calls, getattr(owner, name)
+
+    def counted(*arguments, **named):
+        calls.append(what(*arguments, **named))
+        return method(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, counted)
+    return calls
+
+
+def test_progress_counts_the_steps_of_all_batches(model):
+    steps = []
+    model.generate(["a bell"] * 20, num_steps=2, progress=lambda *step: steps.append(step))
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    steps.clear()
+    model.generate("a bell", num_steps=1, candidates=20, progress=lambda *step: steps.append(step))
+    assert steps == [(1, 2), (2, 2)]
+
+
+def test_requests_of_their_own(latents):
+    requests = [Generation("a bell", negative_prompt="rain", seed=5), Generation("rain", seed=2)]
+    together = latents.generate(requests, num_steps=2)
+    alone = [latents.generate(r.prompt, negative_prompt=r.negative_prompt, seed=r.seed, num_steps=2) for r in requests]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-4)
+    assert torch.equal(latents.generate(requests, num_steps=2, seed=[5, 2]), together)
+    assert torch.equal(latents.generate(requests, steps=2), together)  # an alias
+
+
+def test_bfloat16_is_close(smoke_run):
+    whole, half = (AudioLDM2.from_pretrained(smoke_run.model_folder, dtype=d) for d in (torch.float32, torch.bfloat16))
+    networks = (half.unet, half.vae, half.vocoder, half.conditioners["t5"], half.loa_generator)
+    assert {p.dtype for network in networks for p in network.parameters()} == {torch.bfloat16}
+    expected, found = (m.generate(PROMPTS[:2], num_steps=3, seed=1) for m in (whole, half))
+    assert found.dtype == torch.float32 and (found - expected).abs().mean() < 0.1 * expected.abs().mean()
+    latents = [m.generate_latent([Generation("a bell")], Sampling(num_steps=3, eta=0.0)) for m in (whole, half)]
+    assert latents[1].dtype == torch.float32
+    assert (latents[0] - latents[1]).std() < 0.05 * latents[0].std()
+    assert half.generate("a bell", num_steps=1, candidates=2, unconditional="gpt2").isfinite().all()
+    waveform = torch.randn(1, 40_960) * 0.1
+    assert half.reconstruct(waveform).shape == (1, 40_960)
+    assert half.generate("a", num_steps=1, loa=half.loa_of(waveform)).isfinite().all()
 
 
 def test_griffin_lim_takes_the_vocoders_place(smoke_run, model):
@@ -97,31 +158,28 @@ def test_given_loa_takes_gpt2s_place(latents):
     waveform = torch.randn(2, 40_960) * 0.1
     loa = latents.loa_of(waveform)
     assert loa.shape == (2, 8, 32)
-    with_loa = latents.generate(["a", "b"], steps=2, loa=loa)
-    assert not torch.allclose(with_loa, latents.generate(["a", "b"], steps=2), atol=1e-3)
+    with_loa = latents.generate(["a", "b"], num_steps=2, loa=loa)
+    assert not torch.allclose(with_loa, latents.generate(["a", "b"], num_steps=2), atol=1e-3)
+
+
+def guided(model: AudioLDM2, prompt: str, guidance_scale: float, unconditional: str = "zero") -> torch.Tensor:
+    sampling = Sampling("ddim", 2, guidance_scale, unconditional=unconditional)
+    return model.generate_latent([Generation(prompt)], sampling)
 
 
 def test_guidance_of_one_is_no_guidance(model):
-    conditions = model.encode_text(["a bell"])
-    loa = model.generate_loa(conditions)
-    plain = model.sample_latent(loa, conditions[1], 32, [0], 2, guidance_scale=1.0)
-    guided = model.sample_latent(loa, conditions[1], 32, [0], 2, guidance_scale=1.0 + 1e-6)
-    assert torch.allclose(plain, guided, atol=1e-4)
+    assert torch.allclose(guided(model, "a bell", 1.0), guided(model, "a bell", 1.0 + 1e-6), atol=1e-4)
 
 
-def test_guidance_against_gpt2s_loa_for_no_text(latents):
-    """A prompt as GPT-2 hears it without words is its own opposite: guidance then changes nothing."""
-    conditions = latents.encode_text([""])
-    loa = latents.generate_loa(conditions)
-    guided = latents.sample_latent(loa, conditions[1], 32, [0], 2, guidance_scale=5.0, unconditional="gpt2")
-    plain = latents.sample_latent(loa, conditions[1], 32, [0], 2, guidance_scale=1.0)
-    zero = latents.sample_latent(loa, conditions[1], 32, [0], 2, guidance_scale=5.0)
-    assert torch.allclose(guided, plain, atol=1e-4) and not torch.allclose(zero, plain, atol=1e-2)
+def test_guidance_against_gpt2s_loa_for_no_text(model):
+    """An empty prompt is its own opposite: guidance then changes nothing."""
+    against_gpt2, plain, against_zero = guided(model, "", 5.0, "gpt2"), guided(model, "", 1.0), guided(model, "", 5.0)
+    assert torch.allclose(against_gpt2, plain, atol=1e-4) and not torch.allclose(against_zero, plain, atol=1e-2)
 
 
 @pytest.mark.parametrize("unconditional", ["zero", "gpt2"])
 def test_a_negative_prompt_of_its_own_for_each_prompt(latents, unconditional):
-    settings = {"steps": 2, "unconditional": unconditional, "guidance_scale": 6.0}
+    settings = {"num_steps": 2, "unconditional": unconditional, "guidance_scale": 6.0}
     texts, negatives = ["a bell", "rain"], ["a drum loop", "a siren that wails"]
     together = latents.generate(texts, negative_prompt=negatives, seed=3, **settings)
     alone = [latents.generate(texts[i], negative_prompt=negatives[i], seed=3 + i, **settings) for i in (0, 1)]
@@ -133,24 +191,29 @@ def test_a_negative_prompt_of_its_own_for_each_prompt(latents, unconditional):
 
 
 def test_two_threads_make_what_one_makes(latents):
-    requests = [("a bell", 5), ("rain", 9), ("a low drum loop", 7), ("a siren", 4)] * 2
-    alone = [latents.generate(text, steps=steps, seed=steps) for text, steps in requests]
+    requests = [("a bell", "ddim"), ("rain", "heun"), ("a low drum loop", "dpm-solver++"), ("a siren", "euler")] * 2
+
+    def generate(number: int) -> torch.Tensor:
+        text, sampler = requests[number]
+        return latents.generate(text, sampler=sampler, num_steps=4 + number, eta=1.0, seed=number)
+
+    alone = [generate(number) for number in range(len(requests))]
     with ThreadPoolExecutor(4) as pool:
-        futures = [pool.submit(latents.generate, text, steps=steps, seed=steps) for text, steps in requests]
-        assert all(torch.allclose(future.result(), one, atol=1e-5) for future, one in zip(futures, alone))
+        assert all(map(torch.equal, pool.map(generate, range(len(requests))), alone))
 
 
 def test_a_model_is_sampled_as_it_was_measured(smoke_run, latents, tmp_path):
-    diffusion = smoke_run.diffusion
-    assert (latents.sampling.steps, latents.sampling.guidance_scale, latents.sampling.eta) == (3, 4.5, 0.0)
-    measured = latents.generate("a bell", steps=3, guidance_scale=4.5, eta=0.0, unconditional=diffusion.unconditional)
+    assert latents.sampling == smoke_run.sampling == Sampling("ddim", 3, 4.5, eta=0.0)
+    measured = latents.generate("a bell", sampling=Sampling(num_steps=3, guidance_scale=4.5, eta=0.0))
     assert torch.equal(latents.generate("a bell"), measured)
     assert not torch.allclose(latents.generate("a bell", guidance_scale=1.0), measured, atol=1e-3)
     other = shutil.copytree(smoke_run.model_folder, tmp_path / "other")
-    ModelFolder(other).note_sampling(Sampling("euler", steps=2))
-    assert type(AudioLDM2.from_pretrained(other).scheduler).__name__ == "EulerDiscreteScheduler"
+    ModelFolder(other).note_sampling(Sampling("euler", num_steps=2))
+    assert AudioLDM2.from_pretrained(other).sampling == Sampling("euler", 2)
+    (other / "generation_config.json").write_text('{"sampler": "heun", "steps": 7}')  # as earlier versions wrote it
+    assert AudioLDM2.from_pretrained(other).sampling == Sampling("heun", 7)
     (other / "generation_config.json").unlink()
-    assert AudioLDM2.from_pretrained(other).sampling == Sampling()
+    assert AudioLDM2.from_pretrained(other).sampling == Sampling(None)
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"steps": "many"}', '{"eta": 5.0}', '{"step": 3}', "[" * 9999])
@@ -163,34 +226,33 @@ def test_a_sampling_that_is_none_is_told(smoke_run, tmp_path, content):
 
 
 def test_a_sound_that_is_not_finite_is_refused(model):
-    with pytest.raises(UserError, match=r"latent is not finite: guidance_scale=1e\+300, steps=2"):
-        model.generate("a bell", steps=2, guidance_scale=1e300)
+    with pytest.raises(UserError, match=r"latent is not finite: guidance_scale=1e\+300, num_steps=2"):
+        model.generate_latent([Generation("a bell")], Sampling(num_steps=2, guidance_scale=1e300))
 
 
 def test_what_no_encoder_reads_is_told(model):
     with pytest.warns(UserWarning) as told:
-        model.generate(["a bell " * 40, "ein Glöckchen"], steps=1)
+        model.generate(["a bell " * 40, "ein Glöckchen"], num_steps=1)
     lines = [str(warning.message) for warning in told]
     assert any("CLAP reads 128 of 282 tokens" in line for line in lines)
     assert any("'ein Glöckchen': T5 does not know 'ö'" in line for line in lines)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model.generate("a bell rings", steps=1)
+        model.generate("a bell rings", num_steps=1)
 
 
 def test_negative_prompt_moves_the_sound_away(latents):
-    plain, negative = (latents.generate("a bell", steps=2, negative_prompt=text) for text in ("", "rain"))
+    plain, negative = (latents.generate("a bell", num_steps=2, negative_prompt=text) for text in ("", "rain"))
     assert not torch.allclose(plain, negative, atol=1e-3)
-    own, off = (latents.generate("a bell", steps=2, negative_prompt="a bell", unconditional="gpt2", guidance_scale=s)
-                for s in (1.0, 6.0))  # fmt: skip
+    itself = {"num_steps": 2, "negative_prompt": "a bell", "unconditional": "gpt2"}
+    own, off = (latents.generate("a bell", guidance_scale=scale, **itself) for scale in (1.0, 6.0))
     torch.testing.assert_close(own, off, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_generates(smoke_run, name):
     model = AudioLDM2.from_pretrained(smoke_run.model_folder)
-    model.set_sampler(name)
-    assert torch.isfinite(model.generate(["rain"], steps=4)).all()
+    assert torch.isfinite(model.generate(["rain"], sampler=name, num_steps=4)).all()
 
 
 def test_reconstruction_keeps_the_length(model):
@@ -207,22 +269,26 @@ def test_front_end_is_that_of_training(model, smoke_run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"texts": ["a", "  "]}, "prompt 2 is empty"),
-        ({"texts": []}, "no prompt"),
-        ({"texts": "a", "seconds": -1}, "between 0 and 600"),
-        ({"texts": "a", "steps": 0}, "steps=0 has to be from 1"),
-        ({"texts": "a", "steps": 1001}, "steps=1001 has to be from 1 to 1000"),
-        ({"texts": "a", "steps": 1.5}, "steps=1.5 is not a whole number"),
-        ({"texts": "a", "eta": 5.0}, "eta=5.0 has to be from 0 to 1"),
-        ({"texts": "a", "guidance_scale": float("nan")}, "guidance_scale=nan is not finite"),
-        ({"texts": "a", "candidates": 0}, "candidates=0"),
-        ({"texts": "a", "seconds": float("nan")}, "between 0 and 600"),
-        ({"texts": "a", "seed": -1}, "seed=-1 has to be"),
-        ({"texts": "a", "seed": [2**63]}, "seed=9223372036854775808 has to be"),
-        ({"texts": "a \udc80 bell"}, "prompt 1 is no text"),
-        ({"texts": ["a", "b"], "negative_prompt": ["c"]}, "1 negative prompts for 2 prompts"),
-        ({"texts": ["a", "b"], "seed": [1]}, "1 seeds for 2 prompts"),
-        ({"texts": "a", "steps": 1, "unconditional": "none"}, "choose one of zero, gpt2"),
+        ({"requests": ["a", "  "]}, "prompt 2 is empty"),
+        ({"requests": []}, "no prompt"),
+        ({"requests": "a", "seconds": -1}, "seconds="),
+        ({"requests": "a", "num_steps": 0}, "num_steps=0 has to be from 1"),
+        ({"requests": "a", "num_steps": 1001}, "num_steps=1001 has to be from 1 to 1000"),
+        ({"requests": "a", "num_steps": 1.5}, "num_steps=1.5 is not a whole number"),
+        ({"requests": "a", "eta": 5.0}, "eta=5.0 has to be from 0 to 1"),
+        ({"requests": "a", "guidance_scale": float("nan")}, "guidance_scale=nan is not finite"),
+        ({"requests": "a", "candidates": 0}, "candidates=0"),
+        ({"requests": "a", "seconds": float("nan")}, "seconds="),
+        ({"requests": "a", "num_step": 3}, "num_step: no such setting; did you mean 'num_steps'"),
+        ({"requests": "a", "sampler": "dimm"}, "sampler='dimm': did you mean 'ddim'"),
+        ({"requests": [Generation("a", seconds=1), "b"]}, "clips of one call have one length"),
+        ({"requests": "a", "transcript": "Hello."}, "no speech model"),
+        ({"requests": "a", "seed": -1}, "seed=-1 has to be"),
+        ({"requests": "a", "seed": [2**63]}, "seed=9223372036854775808 has to be"),
+        ({"requests": "a \udc80 bell"}, "prompt 1 is no text"),
+        ({"requests": ["a", "b"], "negative_prompt": ["c"]}, "negative_prompt: 1 for 2 prompts"),
+        ({"requests": ["a", "b"], "seed": [1]}, "seed: 1 for 2 prompts"),
+        ({"requests": "a", "num_steps": 1, "unconditional": "none"}, "choose one of zero, gpt2"),
     ],
 )
 def test_bad_requests_are_plain_errors(model, arguments, message):
@@ -247,21 +313,24 @@ def test_audioldm1_generates_from_the_command_line(audioldm1, tmp_path):
     (path,) = tmp_path.glob("*.wav")
     assert soundfile.info(path).frames == 40_960
     model = AudioLDM2.from_pretrained(audioldm1)
-    bell, rain = (model.encode_text([text])[0].embedding[:, 0] for text in ("a bell", "rain"))
-    assert not torch.equal(*(model.sample_latent(None, None, 16, [0], 2, film=film) for film in (bell, rain)))
-    for request, message in (({"candidates": 2}, "CLAP for text alone"), ({"loa": torch.zeros(1, 8, 32)}, "no LOA")):
+    bell, rain = (model.encode_conditions([text])["clap"].embedding for text in ("a bell", "rain"))
+    assert not torch.equal(bell, rain)
+    assert not torch.equal(*(model.generate_latent([Generation(text)], Sampling(num_steps=2)) for text in ("a", "b")))
+    for request, message in (({"candidates": 2}, "CLAP for text alone"), ({"loa": torch.zeros(1, 8, 32)}, "no LOA"),
+                             ({"edit": Edit(loa_prefix=torch.zeros(1, 2, 32))}, "no LOA")):  # fmt: skip
         with pytest.raises(UserError, match=message):
-            model.generate("a bell", steps=1, **request)
+            model.generate("a bell", num_steps=1, **request)
 
 
 def test_audioldm1_trains_here_and_opens_in_diffusers(smoke, smoke_run, tmp_path):
     given = [f"from.{part}={smoke_run.model_folder}" for part in ("clap", "vae", "vocoder")]
-    film = ("unet.film_dim=32", "unet.cross_attention_dim=[null]", "trainer.sample_every_batches=4")
+    film = ("unet.film=clap", "unet.conditions=[]", "conditioners.clap.hears=waveform", "stages=[ldm]",
+            "trainer.sample_every_batches=4")  # fmt: skip
     experiment = smoke(*film, *given, runs=tmp_path)
     train(experiment, "ldm")
     assert (experiment.run_folder / "samples" / "ldm" / "0_0000004.wav").is_file()
     model = AudioLDM2.from_pretrained(experiment.model_folder)
-    assert model.generate("a bell", steps=2, candidates=2).shape == (1, 40_960)
+    assert model.generate("a bell", num_steps=2, candidates=2).shape == (1, 40_960)
     stock = diffusers.AudioLDMPipeline.from_pretrained(experiment.model_folder, low_cpu_mem_usage=False)
     tokens = stock.tokenizer("a bell", return_tensors="pt")
     embedding = torch.nn.functional.normalize(stock.text_encoder(**tokens).text_embeds, dim=-1)

@@ -58,9 +58,9 @@ def test_what_would_have_to_be_guessed_at_is_refused(table, content, message):
 
 def test_columns_that_rows_may_leave_out(table):
     path = table("id,caption,Approve,Reject\n1,a\n2,b,x,\n")
-    assert [row["Approve"] for _, row in read_table(path, COLUMNS, may_lack=("Approve", "Reject"))] == ["", "x"]
+    assert [row["Approve"] for _, row in read_table(path, COLUMNS, optional=("Approve", "Reject"))] == ["", "x"]
     with pytest.raises(UserError, match="cut off after 1 of 4"):
-        list(read_table(table("id,caption,Approve,Reject\n1\n"), COLUMNS, may_lack=("Approve", "Reject")))
+        list(read_table(table("id,caption,Approve,Reject\n1\n"), COLUMNS, optional=("Approve", "Reject")))
 
 
 def test_other_encodings_where_they_are_named(table):

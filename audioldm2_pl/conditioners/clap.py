@@ -3,9 +3,10 @@
 Letters: B batch, T samples, F frames, M mel bins, D embedding size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from audioldm2_pl.audio import resample
 from audioldm2_pl.conditioners.condition import Condition
-from audioldm2_pl.conditioners.pretrained import load_pretrained
+from audioldm2_pl.conditioners.pretrained import config_of, load_pretrained
 from audioldm2_pl.conditioners.tokenizers import build_roberta_tokenizer, tokenize, unread
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import bounded
@@ -69,6 +70,8 @@ class CLAPConfig:
     """The published CLAP, or with `pretrained: null` a small one of the sizes below."""
 
     pretrained: str | None = "laion/clap-htsat-unfused"  # hub id or folder; null builds a small one
+    hears: Literal["text", "waveform"] = "text"  # what training encodes; generation encodes what the request gives
+    empty_probability: float = bounded(0.0, ge=0, le=1)  # of "" in a clip's place in training; the authors' code: 0.1
     projection_dim: int = bounded(512, ge=1, le=65_536)  # size of the embedding that text and sound share
     sample_rate: int = bounded(16_000, ge=1_000, le=384_000)  # Hz, of the sound that CLAP sees
     clip_seconds: int = bounded(3, ge=1, le=600)  # that CLAP sees; shorter clips are repeated, zero-padded
@@ -89,6 +92,19 @@ class CLAPConfig:
     @property
     def num_frames(self) -> int:
         return self.clip_seconds * self.sample_rate // self.hop_length + 1
+
+    @property
+    def width(self) -> int:
+        published = config_of(self.pretrained) if self.pretrained else {}
+        return published.get("projection_dim", self.projection_dim)
+
+    @property
+    def num_tokens(self) -> int:
+        """Vectors of a condition."""
+        return 1
+
+    def build(self) -> "CLAP":
+        return CLAP.build(self)
 
     def check(self) -> None:
         """UserError for sizes with which transformers' ClapModel can be built but does not run."""
@@ -160,8 +176,19 @@ class CLAP(nn.Module):
     Raises UserError for a checkpoint with feature fusion, whose crops are random.
     """
 
+    name = "clap"
+    hub_classes: ClassVar = {
+        "text_encoder": ("transformers", "ClapModel"),
+        "tokenizer": ("transformers", "RobertaTokenizer"),
+        "feature_extractor": ("transformers", "ClapFeatureExtractor"),
+    }
+    width_key = "projection_dim"  # of its config.json
+    has_own_stage = True
+
     def __init__(self, model, tokenizer, feature_extractor):
         super().__init__()
+        self.reads: Literal["text", "waveform"] = "text"  # in training; generation gives what it has
+        self.empty_probability = 0.0  # of "" in a clip's place in training
         if model.config.audio_config.enable_fusion or feature_extractor.truncation == "fusion":
             raise UserError("this CLAP fuses random crops; use an unfused one, laion/clap-htsat-unfused")
         self.model: transformers.ClapModel = model.eval()
@@ -195,27 +222,56 @@ class CLAP(nn.Module):
         return cls(build_clap_model(config, len(tokenizer)), tokenizer, extractor)
 
     @classmethod
-    def from_parts(cls, model, tokenizer, feature_extractor) -> "CLAP":
-        """A CLAP around parts that are loaded already, such as a model folder's."""
-        return cls(model, tokenizer, feature_extractor)
+    def open(cls, load: Callable[[str], Any]) -> "CLAP | CLAPText":
+        """Out of a model folder; `load(sub-folder)` gives a part."""
+        model, tokenizer = load("text_encoder"), load("tokenizer")
+        if isinstance(model, transformers.ClapTextModelWithProjection):
+            return CLAPText(model, tokenizer)
+        return cls(model, tokenizer, load("feature_extractor"))
 
     @property
-    def embedding_dim(self) -> int:
+    def width(self) -> int:
         return self.model.config.projection_dim
 
+    @property
+    def stored(self) -> tuple[str, ...]:
+        return ("clap",) if self.reads == "waveform" else ("clap_text",)
+
+    def encode(self, inputs: Mapping[str, Any]) -> Condition:
+        """One vector a clip, (B, 1, D), of its sound where that is what CLAP reads and the inputs have it."""
+        features = inputs.get("features", {})
+        if self.stored[0] in features:
+            return Condition.of(features[self.stored[0]])
+        if self.reads == "waveform" and "waveform" in inputs:
+            return self.encode_audio(inputs["waveform"], inputs["sample_rate"])
+        return self.encode_text(inputs["text"])
+
+    def empty(self) -> Condition:
+        """Of no text, (1, 1, D)."""
+        return self.encode_text([""])
+
+    @property
+    def text_model(self) -> nn.ModuleList:
+        """The half that embeds text."""
+        return nn.ModuleList([self.model.text_model, self.model.text_projection])
+
+    def parts(self) -> dict[str, Any]:
+        return dict(zip(self.hub_classes, (self.model, self.tokenizer, self.feature_extractor)))
+
     def encode_text(self, texts: Sequence[str]) -> Condition:
+        """Texts => (B, 1, D)."""
         tokens = tokenize(self.tokenizer, texts, self.max_text_tokens).to(self.model.logit_scale_a.device)
         output = self.model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
-        return single(output.pooler_output)  # type: ignore[union-attr]
+        return Condition.of(output.pooler_output)  # type: ignore[union-attr]
 
     def unread(self, text: str) -> list[str]:
         return unread("CLAP", self.tokenizer, text, self.max_text_tokens)
 
     def encode_audio(self, waveform: Tensor, sample_rate: int) -> Condition:
-        """Embeds waveforms (B, T); of clips longer than CLAP's window the first part counts."""
+        """Waveforms (B, T) => (B, 1, D); of clips longer than CLAP's window the first part counts."""
         log_mel = self.mel(resample(waveform, sample_rate, self.feature_extractor.sampling_rate))
         output = self.model.get_audio_features(input_features=log_mel)
-        return single(output.pooler_output)  # type: ignore[union-attr]
+        return Condition.of(output.pooler_output)  # type: ignore[union-attr]
 
     def contrastive_loss(self, audio: Tensor, text: Tensor, same: Tensor | None = None) -> Tensor:
         """Symmetric cross-entropy over the similarities of paired embeddings (B, D).
@@ -235,14 +291,17 @@ class CLAP(nn.Module):
             return (F.cross_entropy(by_audio, target) + F.cross_entropy(by_text, target)) / 2
 
 
-def single(embedding: Tensor) -> Condition:
-    """One vector per clip (B, D) as a condition of length one, (B, 1, D)."""
-    mask = torch.ones(len(embedding), 1, dtype=torch.bool, device=embedding.device)
-    return Condition(embedding.unsqueeze(1), mask)
-
-
 class CLAPText(nn.Module):
-    """The text half of `conditioners.CLAP`: one L2-normalised vector (B, 1, D) a prompt."""
+    """The text half of `CLAP`, as AudioLDM 1's published folders hold it: (B, 1, D), L2-normalised, of prompts."""
+
+    name = "clap"
+    reads = "text"
+    hub_classes: ClassVar = {
+        "text_encoder": ("transformers", "ClapTextModelWithProjection"),
+        "tokenizer": ("transformers", "RobertaTokenizer"),
+    }
+    stored = ("clap_text",)
+    has_own_stage = True
 
     def __init__(self, model: transformers.ClapTextModelWithProjection, tokenizer):
         super().__init__()
@@ -251,20 +310,36 @@ class CLAPText(nn.Module):
         self.max_text_tokens = model.config.max_position_embeddings - 2
 
     @property
-    def embedding_dim(self) -> int:
+    def width(self) -> int:
         return self.model.config.projection_dim
 
+    def encode(self, inputs: Mapping[str, Any]) -> Condition:
+        """One vector a prompt, (B, 1, D)."""
+        return self.encode_text(inputs["text"])
+
+    def empty(self) -> Condition:
+        """Of no text, (1, 1, D)."""
+        return self.encode_text([""])
+
     def encode_text(self, texts: Sequence[str]) -> Condition:
+        """Texts => (B, 1, D)."""
         tokens = tokenize(self.tokenizer, texts, self.max_text_tokens).to(self.model.device)
         output = self.model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
-        embedding = F.normalize(output.text_embeds, dim=-1)[:, None]
-        return Condition(embedding, torch.ones(embedding.shape[:2], dtype=torch.bool, device=embedding.device))
+        return Condition.of(F.normalize(output.text_embeds, dim=-1))
 
     def unread(self, text: str) -> list[str]:
         return unread("CLAP", self.tokenizer, text, self.max_text_tokens)
 
     def encode_audio(self, waveform: Tensor, sample_rate: int) -> Condition:
+        """Raises UserError: waveforms (B, T) have no encoder here."""
         raise UserError(
             "this model's text_encoder/ holds CLAP for text alone, which cannot choose among candidates or train; "
             "put a whole CLAP with its feature_extractor/ there"
         )
+
+    @property
+    def text_model(self) -> nn.Module:
+        return self.model
+
+    def parts(self) -> dict[str, Any]:
+        return dict(zip(self.hub_classes, (self.model, self.tokenizer)))

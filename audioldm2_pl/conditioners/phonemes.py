@@ -1,4 +1,4 @@
-"""Phonemes, GPT-2's second condition where speech is made (paper §III-B; FACTS B.6).
+"""Phonemes, GPT-2's second condition where speech is made (paper §III-B).
 
 espeak-ng tells how a transcript is spoken; a VITS text encoder (Kim et al. 2021, arXiv:2106.06103) turns the symbols
 into vectors. The encoder is transformers' `VitsModel`, of which the published speech folders too use the text encoder
@@ -11,11 +11,12 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -26,6 +27,7 @@ from audioldm2_pl.conditioners.tokenizers import lines_of
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import bounded
 
+SUBFOLDERS = ("text_encoder_2", "tokenizer_2")  # the published ones; beside T5, which has them there, _3
 PAD = "_"
 STOP = "⚠"
 SYMBOLS = (
@@ -55,6 +57,19 @@ class PhonemeConfig:
     kernel_size: int = bounded(3, ge=1, le=1_000)  # of those convolutions
     dropout: float = bounded(0.1, ge=0, lt=1)  # while it trains
     max_length: int = bounded(310, ge=2, le=65_536)  # L: longer transcripts are cut, shorter ones padded
+    pretrained: ClassVar[None] = None  # no encoder of phonemes alone is published
+
+    @property
+    def width(self) -> int:
+        return self.hidden_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Vectors of a condition."""
+        return self.max_length
+
+    def build(self) -> "PhonemeEncoder":
+        return PhonemeEncoder.build(self)
 
 
 def clean(transcript: str) -> str:
@@ -121,8 +136,20 @@ def build_vits(config: PhonemeConfig) -> transformers.VitsModel:
 class PhonemeEncoder(nn.Module):
     """transcripts => Condition (B, L, D), padded to the tokenizer's `model_max_length`, for positions are learned."""
 
+    name = "phonemes"
+    reads = "transcript"
+    hub_classes: ClassVar = {
+        f"{part}_{number}": ("transformers", kind)
+        for number in (2, 3)  # 3 where T5 has the published place
+        for part, kind in (("text_encoder", "VitsModel"), ("tokenizer", "VitsTokenizer"))
+    }
+    stored: tuple[str, ...] = ()
+    width_key = "hidden_size"  # of its config.json
+    has_own_stage = False
+
     def __init__(self, model: transformers.VitsModel, tokenizer: transformers.VitsTokenizer):
         super().__init__()
+        self.subfolders = SUBFOLDERS
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_length = int(tokenizer.model_max_length)
@@ -135,9 +162,27 @@ class PhonemeEncoder(nn.Module):
     def build(cls, config: PhonemeConfig) -> "PhonemeEncoder":
         return cls(build_vits(config), build_vits_tokenizer(config.max_length))
 
+    @classmethod
+    def open(cls, load: Callable[[str], Any], subfolders: tuple[str, str] = SUBFOLDERS) -> "PhonemeEncoder":
+        """Out of a model folder; `load(sub-folder)` gives a part."""
+        encoder = cls(*map(load, subfolders))
+        encoder.subfolders = subfolders
+        return encoder
+
     @property
-    def embedding_dim(self) -> int:
+    def width(self) -> int:
         return self.model.config.hidden_size
+
+    def encode(self, inputs: Mapping[str, Any]) -> Condition:
+        """(B, L, D) of the transcripts."""
+        return self(inputs["transcript"])
+
+    def empty(self) -> Condition:
+        """Of no transcript, (1, L, D)."""
+        return self([""])
+
+    def parts(self) -> dict[str, Any]:
+        return dict(zip(self.subfolders, (self.model, self.tokenizer)))
 
     def tokens(self, transcripts: Sequence[str]) -> torch.Tensor:
         """Symbol numbers (B, L): the phonemes, the stop symbol, then padding."""

@@ -1,5 +1,9 @@
 """Opening published encoders."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 from audioldm2_pl.errors import UserError
 
 
@@ -13,3 +17,12 @@ def load_pretrained(kind: type, source: str, **options):
             f"cannot load {kind.__name__} from {source!r} ({reason}); "
             "give a folder that holds one, or a hub id where there is a network"
         ) from None
+
+
+def config_of(source: str) -> dict[str, Any]:
+    """A local folder's config.json; empty for a hub id, which is not downloaded for this."""
+    path = Path(source) / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON ({error}); save or download the encoder again") from None

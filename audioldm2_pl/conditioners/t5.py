@@ -3,18 +3,25 @@
 Letters: B batch, L tokens, D embedding size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 import transformers
 from torch import nn
 
 from audioldm2_pl.conditioners.condition import Condition
-from audioldm2_pl.conditioners.pretrained import load_pretrained
+from audioldm2_pl.conditioners.pretrained import config_of, load_pretrained
 from audioldm2_pl.conditioners.tokenizers import build_t5_tokenizer, tokenize, unread
 from audioldm2_pl.fields import bounded
 from audioldm2_pl.gelu import fuse_gelu
+
+# Hub id -> channels, so that an experiment's lengths and sizes are known before anything is downloaded.
+PUBLISHED_WIDTHS = {
+    f"google/flan-t5-{size}": width
+    for size, width in {"small": 512, "base": 768, "large": 1024, "xl": 2048, "xxl": 4096}.items()
+}
 
 
 @dataclass
@@ -31,12 +38,36 @@ class T5EncoderConfig:
     d_ff: int = bounded(256, ge=1, le=65_536)  # width of the feed-forward layers
     dropout: float = bounded(0.0, ge=0, lt=1)  # while it trains
 
+    @property
+    def width(self) -> int:
+        if self.pretrained is None:
+            return self.d_model
+        return PUBLISHED_WIDTHS.get(self.pretrained) or config_of(self.pretrained).get("d_model", self.d_model)
+
+    @property
+    def num_tokens(self) -> int:
+        """Most vectors of a condition."""
+        return self.max_length
+
+    def build(self) -> "T5":
+        return T5.build(self)
+
 
 class T5(nn.Module):
     """texts => Condition (B, L, D): FLAN-T5's encoder, padded to the longest prompt (AudioLDM 2, section III-B).
 
     Prompts are cut at the tokenizer's `model_max_length`.
     """
+
+    name = "t5"
+    reads = "text"
+    hub_classes: ClassVar = {
+        "text_encoder_2": ("transformers", "T5EncoderModel"),
+        "tokenizer_2": ("transformers", "T5Tokenizer"),
+    }
+    stored = ("t5", "t5_length")
+    width_key = "d_model"  # of its config.json
+    has_own_stage = False
 
     def __init__(self, model, tokenizer):
         super().__init__()
@@ -66,18 +97,33 @@ class T5(nn.Module):
         return cls(transformers.T5EncoderModel(sizes), tokenizer)
 
     @classmethod
-    def from_parts(cls, model, tokenizer) -> "T5":
-        """A T5 around parts that are loaded already, such as a model folder's."""
-        return cls(model, tokenizer)
+    def open(cls, load: Callable[[str], Any]) -> "T5":
+        """Out of a model folder; `load(sub-folder)` gives a part."""
+        return cls(*map(load, cls.hub_classes))
 
     @property
-    def embedding_dim(self) -> int:
+    def width(self) -> int:
         return self.model.config.d_model
+
+    def encode(self, inputs: Mapping[str, Any]) -> Condition:
+        """(B, L, D) of the texts, or of their stored hidden states."""
+        features = inputs.get("features", {})
+        if "t5" in features:
+            return Condition(features["t5"], features["t5_mask"])
+        return self(inputs["text"])
+
+    def empty(self) -> Condition:
+        """Of no text: the end mark, (1, 1, D)."""
+        return self([""])
 
     def unread(self, text: str) -> list[str]:
         return unread("T5", self.tokenizer, text, self.tokenizer.model_max_length)
 
+    def parts(self) -> dict[str, Any]:
+        return dict(zip(self.hub_classes, (self.model, self.tokenizer)))
+
     def forward(self, texts: Sequence[str]) -> Condition:
+        """Texts => (B, L, D), padded to the longest."""
         tokens = tokenize(self.tokenizer, texts).to(self.model.device)
         mask = tokens["attention_mask"]  # (B, L)
         output = self.model(input_ids=tokens["input_ids"], attention_mask=mask)

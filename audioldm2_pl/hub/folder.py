@@ -1,207 +1,53 @@
 """The model folder: the hub's AudioLDM 2 layout, one sub-folder a part, safetensors only.
 
     model_index.json  vae/  unet/  vocoder/  language_model/  projection_model/  text_encoder/  tokenizer/
-    feature_extractor/  text_encoder_2/  tokenizer_2/  scheduler/  audiomae/
+    feature_extractor/  text_encoder_2/  tokenizer_2/  text_encoder_3/  tokenizer_3/  scheduler/  audiomae/
 
-Stock diffusers opens the folder; `audiomae/` is ours, and model_index.json does not name it. generation_config.json
-tells how the model was measured.
+Stock diffusers opens the folder where GPT-2 reads CLAP and one text encoder, and T-UNet the LOA and T5, the LOA, or
+CLAP beside the timestep. `audiomae/` is ours, and model_index.json does not name it; so are the parts with _3, for
+phonemes beside T5. generation_config.json tells how the model was measured.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import diffusers
-import torch
-import transformers
-from safetensors.torch import save_file
 
 from audioldm2_pl.atomic import is_write_error, write_reason, write_text
-from audioldm2_pl.conditioners.clap import CLAP, CLAPText
+from audioldm2_pl.conditioners.condition import read_names
+from audioldm2_pl.conditioners.config import ConditionersConfig, conditioner_class
 from audioldm2_pl.conditioners.phonemes import PhonemeEncoder
-from audioldm2_pl.conditioners.t5 import T5
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import check_fields
-from audioldm2_pl.models.audiomae import AudioMAE, AudioMAEConfig
-from audioldm2_pl.models.diffusion import Sampling
-from audioldm2_pl.models.unet import TUNet
-from audioldm2_pl.weights import loading_options, read_weights
+from audioldm2_pl.generation import Sampling, by_name
+from audioldm2_pl.hub.parts import (
+    AUDIOLDM1_PARTS,
+    GROUPS,
+    HUB_CLASSES,
+    PARTS,
+    TEXT_CLASSES,
+    config_of,
+    find_model,
+    forget_origin,
+    group_parts,
+    is_text_part,
+    load_part,
+    phoneme_parts,
+    save_audiomae,
+    text_class,
+)
+from audioldm2_pl.models.projection import PUBLISHED, PUBLISHED_SPEECH
+from audioldm2_pl.models.unet_hub import from_hub_config
 
-if TYPE_CHECKING:
-    from audioldm2_pl.config import ConditionersConfig
-
-transformers.utils.logging.disable_progress_bar()  # a bar per part says nothing on parts that load in a blink
-
-# Sub-folder -> (library, class) as model_index.json has them.
-HUB_CLASSES: dict[str, tuple[str, str]] = {
-    "feature_extractor": ("transformers", "ClapFeatureExtractor"),
-    "language_model": ("transformers", "GPT2LMHeadModel"),
-    "projection_model": ("diffusers", "AudioLDM2ProjectionModel"),
-    "scheduler": ("diffusers", "DDIMScheduler"),
-    "text_encoder": ("transformers", "ClapModel"),
-    "text_encoder_2": ("transformers", "T5EncoderModel"),
-    "tokenizer": ("transformers", "RobertaTokenizer"),
-    "tokenizer_2": ("transformers", "T5Tokenizer"),
-    "unet": ("diffusers", "AudioLDM2UNet2DConditionModel"),
-    "vae": ("diffusers", "AutoencoderKL"),
-    "vocoder": ("transformers", "SpeechT5HifiGan"),
-}
-SPEECH_CLASSES = {  # of the parts that are others where speech is made
-    "text_encoder_2": ("transformers", "VitsModel"),
-    "tokenizer_2": ("transformers", "VitsTokenizer"),
-}
-# AudioLDM 1, whose T-UNet reads CLAP's embedding beside the timestep, and no LOA.
-AUDIOLDM1_CLASSES = {part: HUB_CLASSES[part] for part in ("scheduler", "tokenizer", "vae", "vocoder")} | {
-    "text_encoder": ("transformers", "ClapTextModelWithProjection"),
-    "unet": ("diffusers", "UNet2DConditionModel"),
-}
-PARTS = (*HUB_CLASSES, "audiomae")
 SAMPLING = "generation_config.json"
-MAX_LAYERS = 1_000  # of anything that a part's config.json counts
-MAX_SIZE = 10**7  # of any of its numbers
-
-# What `from:` and `start_from:` call the parts -> their sub-folders.
-GROUPS: dict[str, tuple[str, ...]] = {
-    "clap": ("text_encoder", "tokenizer", "feature_extractor"),
-    "t5": ("text_encoder_2", "tokenizer_2"),
-    "phonemes": ("text_encoder_2", "tokenizer_2"),
-    "audiomae": ("audiomae",),
-    "vae": ("vae",),
-    "vocoder": ("vocoder",),
-    "unet": ("unet", "scheduler"),
-    "gpt2": ("language_model", "projection_model"),
-}
-
-
-def save_audiomae(audiomae: AudioMAE, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(audiomae.config), indent=2) + "\n")
-    save_file({k: v.contiguous() for k, v in audiomae.state_dict().items()}, folder / "model.safetensors")
-
-
-def load_audiomae(folder: Path) -> AudioMAE:
-    config = AudioMAEConfig(**json.loads((folder / "config.json").read_text()))
-    check_fields(config, "config.json: ")
-    with torch.device("meta"):
-        audiomae = AudioMAE(config)
-    audiomae.load_state_dict(read_weights(folder), assign=True)
-    return audiomae
-
-
-def config_of(folder: Path, part: str) -> dict[str, Any]:
-    """A part's config.json, empty where there is none. Raises UserError where it is no config, or of endless size."""
-    path = folder / part / "config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        check_sizes(config)
-    except (ValueError, RecursionError, OSError) as error:
-        raise UserError(
-            f"{path.parent}: cannot be loaded (config.json: {error}); save or download the part again"
-        ) from None
-    return config
-
-
-def check_sizes(config: Any) -> None:
-    """ValueError where a network of this config would be built for hours, or fill any memory."""
-    if not isinstance(config, dict):
-        raise ValueError("is no JSON object")
-    for key, value in config.items():
-        values = value if isinstance(value, list) else [value]
-        most = MAX_LAYERS if re.search("layer|depth|block", key) and "channel" not in key else MAX_SIZE
-        if len(values) > MAX_LAYERS or any(isinstance(v, int | float) and abs(v) > most for v in values):
-            raise ValueError(f"{key} is out of all bounds")
-        for inner in values:
-            if isinstance(inner, dict):
-                check_sizes(inner)
-
-
-def is_speech(folder: Path) -> bool:
-    """Whether a model folder's second text encoder reads phonemes."""
-    return config_of(folder, "text_encoder_2").get("model_type") == "vits"
-
-
-def is_audioldm1(folder: Path) -> bool:
-    """Whether a model folder's T-UNet reads CLAP's embedding beside the timestep."""
-    return config_of(folder, "unet").get("class_embed_type") == "simple_projection"
-
-
-def classes_of(folder: Path) -> dict[str, tuple[str, str]]:
-    """Part -> (library, class), for the kind of model that a folder holds."""
-    if is_audioldm1(folder):
-        return AUDIOLDM1_CLASSES
-    return HUB_CLASSES | SPEECH_CLASSES if is_speech(folder) else HUB_CLASSES
-
-
-def load_part(folder: Path, part: str) -> Any:
-    """One part out of its own sub-folder. Raises UserError where it is missing or broken."""
-    path = folder / part
-    if not path.is_dir():
-        raise UserError(f"{folder}: the part {part}/ is missing; train its stage, or name where it is in `from:`")
-    config_of(folder, part)
-    try:
-        if part == "audiomae":
-            return load_audiomae(path)
-        if part == "unet":
-            return TUNet.from_pretrained(path)
-        if part == "scheduler":
-            config = json.loads((path / "scheduler_config.json").read_text())
-            check_sizes(config)
-            kind = getattr(diffusers, config.get("_class_name", "DDIMScheduler"))
-            if not issubclass(kind, diffusers.SchedulerMixin):  # type: ignore[attr-defined]
-                raise ValueError(f"{kind.__name__} is no scheduler")
-            return kind.from_pretrained(path)
-        library, name = (HUB_CLASSES | SPEECH_CLASSES if is_speech(folder) else HUB_CLASSES)[part]
-        if part == "text_encoder" and config_of(folder, part).get("model_type") == "clap_text_model":
-            library, name = AUDIOLDM1_CLASSES[part]
-        if library == "diffusers":
-            options = loading_options(path) | {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
-            return getattr(diffusers, name).from_pretrained(path, **options)
-        options = loading_options(path) | {"dtype": torch.float32} if (path / "config.json").is_file() else {}
-        return getattr(transformers, name).from_pretrained(str(path), **options)
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        if isinstance(error, UserError) and str(path) in reason:
-            raise
-        raise UserError(f"{path}: cannot be loaded ({reason}); save or download the part again") from None
-
-
-def find_model(source: str | Path) -> Path:
-    """A local model folder, or a hub id brought to a local folder."""
-    path = Path(source)
-    if path.is_dir():
-        if not any((path / part).is_dir() for part in PARTS):
-            raise UserError(f"{path}: not a model folder (no {', '.join(PARTS[:3])}, … in it)")
-        return path
-    if str(source).count("/") != 1 or path.is_absolute():
-        raise UserError(f"{source}: no such model folder")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                str(source),
-                allow_patterns=["*.json", "*.txt", "*.model", "*/*.safetensors", "*/*.json", "*/*.txt", "*/*.model"],
-            )
-        )
-    except Exception as error:
-        raise UserError(
-            f"{source}: no such folder, and the hub does not give it ({type(error).__name__}); check name and network"
-        ) from None
-
-
-def forget_origin(config: Path) -> None:
-    """Takes out of a part's config.json where diffusers had read the part from: a place on one machine."""
-    content = json.loads(config.read_text()) if config.is_file() else {}
-    if content.pop("_name_or_path", None) is not None:
-        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+OWN_PIPELINE = "AudioLDM2"  # the class in model_index.json where diffusers has none
+MODEL_TYPES = {"clap": ("clap", "clap_text_model"), "t5": ("t5",), "phonemes": ("vits",)}
 
 
 class ModelFolder:
@@ -210,6 +56,8 @@ class ModelFolder:
     `given` parts were taken from elsewhere and are not trained; `started` parts were taken too, and a stage goes on
     from them.
     """
+
+    device = "cpu"  # that parts are loaded to
 
     def __init__(
         self, path: str | Path, given: Mapping[str, Any] | None = None, started: Mapping[str, Any] | None = None
@@ -223,29 +71,47 @@ class ModelFolder:
 
     def take_given(self) -> None:
         """Copies the parts that come from elsewhere, unless they are here already."""
-        for name, source in {**self.started, **self.given}.items():
-            missing = [part for part in GROUPS[name] if not self.has(part)]
-            origin = find_model(source) if missing else None
-            for part in missing:
-                if origin is not None and (origin / part).is_dir():
-                    shutil.copytree(origin / part, self.path / part)
-                elif part != "scheduler":
-                    raise UserError(f"{source}: has no {part}/, which `from: {name}` asks for")
-            if (name == "phonemes") != is_speech(self.path) and name in ("t5", "phonemes"):
-                raise UserError(f"{source}: its text_encoder_2/ is not what `from: {name}` asks for")
+        sources = {**self.started, **self.given}
+        for name in sorted(sources, key=list(GROUPS).index):  # T5 before phonemes, which make room for it
+            targets = group_parts(self.path, name)
+            if not all(self.has(part) for part in targets):
+                self.copy_group(name, find_model(sources[name]), targets)
         self.write_index()
 
-    def take_pretrained(self, conditioners: ConditionersConfig) -> None:
-        """Saves the conditioners that the config names by hub id or folder, unless they are here already."""
-        if conditioners.clap.pretrained is not None and not self.has("text_encoder"):
-            clap = CLAP.build(conditioners.clap)
-            for part, content in zip(GROUPS["clap"], (clap.model, clap.tokenizer, clap.feature_extractor)):
-                self.save(part, content)
-        wants_t5 = conditioners.phonemes is None and conditioners.t5.pretrained is not None
-        if wants_t5 and not self.has("text_encoder_2"):
-            t5 = T5.build(conditioners.t5)
-            for part, content in zip(GROUPS["t5"], (t5.model, t5.tokenizer)):
-                self.save(part, content)
+    def copy_group(self, name: str, origin: Path, targets: Sequence[str]) -> None:
+        """Raises UserError where the model folder `origin` has no such parts."""
+        sources = group_parts(origin, name)
+        if not (origin / sources[0]).is_dir():
+            sources = GROUPS[name][: len(targets)]
+        for part, target in zip(sources, targets):
+            if (origin / part).is_dir() and not self.has(target):
+                shutil.copytree(origin / part, self.path / target)
+            elif not self.has(target) and part != "scheduler":
+                raise UserError(f"{origin}: has no {part}/, which `from: {name}` asks for")
+        kind = config_of(self.path, targets[0]).get("model_type")
+        if name in MODEL_TYPES and kind not in (None, *MODEL_TYPES[name]):
+            raise UserError(f"{origin}: its {targets[0]}/ is not what `from: {name}` asks for")
+
+    def take_pretrained(self, conditioners: ConditionersConfig, names: Iterable[str]) -> None:
+        """Saves those of the named conditioners that their configs take from a hub or folder, unless they are here."""
+        for name in names:
+            config = getattr(conditioners, name)
+            if config.pretrained is not None and not self.has_conditioner(name):
+                for part, content in config.build().parts().items():
+                    self.save(part, content)
+
+    def has_conditioner(self, name: str) -> bool:
+        return self.has(group_parts(self.path, name)[0])
+
+    def conditioner_config(self, name: str) -> dict[str, Any]:
+        """config.json of a conditioner's encoder; empty where it is not here."""
+        return config_of(self.path, group_parts(self.path, name)[0])
+
+    def conditioner(self, name: str) -> Any:
+        """One of `conditioners`, out of its sub-folders."""
+        if name == "phonemes":
+            return PhonemeEncoder.open(self.load, phoneme_parts(self.path))
+        return conditioner_class(name).open(self.load)
 
     def is_given(self, name: str) -> bool:
         return name in self.given or name in self.started
@@ -265,25 +131,18 @@ class ModelFolder:
         groups = {name for name, parts in GROUPS.items() if part in parts}
         return self.load(part) if groups & set(self.started) else None
 
-    def clap(self) -> CLAP | CLAPText:
-        model, tokenizer = self.load("text_encoder"), self.load("tokenizer")
-        if isinstance(model, transformers.ClapTextModelWithProjection):
-            return CLAPText(model, tokenizer)
-        return CLAP.from_parts(model, tokenizer, self.load("feature_extractor"))
-
-    def words(self) -> T5 | PhonemeEncoder:
-        """What reads GPT-2's second condition: T5 a prompt, the phoneme encoder a transcript."""
-        model = self.load("text_encoder_2")
-        kind = PhonemeEncoder if model.config.model_type == "vits" else T5
-        return kind(model, self.load("tokenizer_2"))
+    def clap(self) -> Any:
+        """CLAP, which ranks candidates too."""
+        return self.conditioner("clap")
 
     def sampling(self) -> Sampling:
-        """How the model was measured; the authors' sampling where the folder does not tell."""
+        """How the model was measured; the authors' sampling with the folder's own scheduler where it does not tell."""
         path = self.path / SAMPLING
         try:
-            sampling = Sampling(**json.loads(path.read_text())) if path.is_file() else Sampling()
+            values = json.loads(path.read_text()) if path.is_file() else {"sampler": None}
+            sampling = Sampling(**by_name(values, Sampling)[0])
             check_fields(sampling)
-        except (ValueError, TypeError, RecursionError, UserError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError, UserError) as error:
             raise UserError(f"{path}: is no sampling ({error}); mend it or delete it") from None
         return sampling
 
@@ -333,15 +192,44 @@ class ModelFolder:
         for new in self.path.glob(".*.part"):
             shutil.rmtree(new) if new.is_dir() else new.unlink()
 
+    def conditions(self) -> tuple[list[str], str | None, list[str]]:
+        """What T-UNet reads, what joins its time embedding, and what GPT-2 reads; of published folders too."""
+        unet = config_of(self.path, "unet")
+        fields = from_hub_config(unet, read_names(self.path / "unet"))[0] if unet else {}
+        projection = config_of(self.path, "projection_model")
+        learned = bool(projection.get("use_learned_position_embedding"))
+        published = list(PUBLISHED_SPEECH if learned else PUBLISHED) if projection else []
+        own = read_names(self.path / "projection_model").get("conditions", published)
+        return fields.get("conditions", ["loa", "t5"]), fields.get("film"), own
+
+    def pipeline_class(self) -> str:
+        """The class of diffusers that runs the model, or ours where none does."""
+        unet, film, gpt2 = self.conditions()
+        if film is not None:
+            return "AudioLDMPipeline" if film == "clap" else OWN_PIPELINE
+        stock = unet in (["loa", "t5"], ["loa"]) and gpt2 in ([], ["clap", "t5"], ["clap", "phonemes"])
+        return "AudioLDM2Pipeline" if stock else OWN_PIPELINE
+
+    def class_of(self, part: str) -> tuple[str, str]:
+        """(library, class) of a part for model_index.json."""
+        if is_text_part(part):
+            return text_class(self.path, part)
+        if part == "scheduler":
+            return "diffusers", json.loads((self.path / part / "scheduler_config.json").read_text())["_class_name"]
+        if part == "unet":
+            return "diffusers", config_of(self.path, "unet").get("_class_name", HUB_CLASSES["unet"][1])
+        return HUB_CLASSES[part]
+
+    def expected_parts(self) -> tuple[str, ...]:
+        """The parts that the pipeline needs."""
+        return AUDIOLDM1_PARTS if self.pipeline_class() == "AudioLDMPipeline" else tuple(HUB_CLASSES)
+
     def write_index(self) -> None:
         """model_index.json of the parts that are there."""
         self.path.mkdir(parents=True, exist_ok=True)
-        pipeline = "AudioLDMPipeline" if is_audioldm1(self.path) else "AudioLDM2Pipeline"
+        pipeline = self.pipeline_class()
         index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": diffusers.__version__}
-        index |= {part: list(cls) for part, cls in classes_of(self.path).items() if self.has(part)}
-        if is_audioldm1(self.path):  # one with LOA or text beside the embedding is of the newer class
-            index["unet"] = ["diffusers", config_of(self.path, "unet")["_class_name"]]
-        if self.has("scheduler"):
-            config = json.loads((self.path / "scheduler" / "scheduler_config.json").read_text())
-            index["scheduler"] = ["diffusers", config["_class_name"]]
+        index |= {part: list(self.class_of(part)) for part in self.expected_parts() if self.has(part)}
+        if pipeline == "AudioLDMPipeline" and self.has("text_encoder"):
+            index["text_encoder"] = ["transformers", TEXT_CLASSES["clap_text_model"][0]]
         self.write_json("model_index.json", index)

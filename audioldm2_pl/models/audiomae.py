@@ -2,9 +2,9 @@
 
 A masked autoencoder on patches of a filter bank (paper §III-B1; Huang et al., "Masked Autoencoders that Listen",
 2022). Parameter names are those of the authors' checkpoint. LOA: the encoder's last layers averaged, the grid of
-time × frequency pooled by λ (§III-B2).
+time × frequency pooled by λ (paper §III-B2).
 
-Letters: B batch, T' patches in time, F' patches in frequency, P = T'F', D dim, L = P / λ² vectors.
+Letters: B batch, T' patches in time, F' patches in frequency, P = T'F', V visible patches, D dim, L = P / λ² vectors.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -56,22 +57,11 @@ def sincos_positions(dim: int, num_rows: int, num_columns: int, base: float = 10
 
 
 def pool_loa(grid: Tensor, pooling: int) -> Tensor:
-    """(B, T', F', D) => Y_λ (B, L, D): (average + maximum) / 2 over λ × min(λ, F') cells, time-major (§III-B2)."""
+    """(B, T', F', D) => Y_λ (B, L, D), time-major: (average + maximum) / 2 over λ × min(λ, F') (paper §III-B2)."""
     x = grid.permute(0, 3, 1, 2)  # (B, D, T', F')
     size = (pooling, min(pooling, grid.shape[2]))
     x = (F.avg_pool2d(x, size) + F.max_pool2d(x, size)) / 2
     return x.flatten(2).transpose(1, 2)
-
-
-class PatchEmbed(nn.Module):
-    """fbank (B, 1, frames, bins) => patches (B, P, D), time-major."""
-
-    def __init__(self, patch_size: int, dim: int):
-        super().__init__()
-        self.proj = nn.Conv2d(1, dim, patch_size, patch_size)
-
-    def forward(self, fbank: Tensor) -> Tensor:
-        return self.proj(fbank).flatten(2).transpose(1, 2)
 
 
 class AudioMAE(nn.Module):
@@ -83,7 +73,7 @@ class AudioMAE(nn.Module):
         layer_norm = partial(nn.LayerNorm, eps=1e-6)
         block = partial(Block, mlp_ratio=4, qkv_bias=True, norm_layer=layer_norm)  # type: ignore[arg-type]
 
-        self.patch_embed = PatchEmbed(c.patch_size, c.embed_dim)
+        self.patch_embed = PatchEmbed(None, c.patch_size, 1, c.embed_dim)  # to (B, P, D), time-major
         self.cls_token = nn.Parameter(torch.zeros(1, 1, c.embed_dim))
         positions = sincos_positions(c.embed_dim, *self.grid, c.position_base).unsqueeze(0)
         self.pos_embed = nn.Parameter(positions, requires_grad=False)
@@ -106,25 +96,27 @@ class AudioMAE(nn.Module):
         return self.patch_embed(fbank) + self.pos_embed[:, 1:]
 
     def with_cls(self, patches: Tensor) -> Tensor:
+        """(B, P, D) => (B, 1 + P, D)."""
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
-        return torch.cat([cls, patches], dim=1)  # (B, 1 + P, D)
+        return torch.cat([cls, patches], dim=1)
 
     def forward_encoder(self, fbank: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """The visible patches encoded: (B, 1 + kept, D), mask (B, P) with 1 = removed, order (B, P) to restore."""
+        """fbank (B, 1, frames, bins) => visible patches encoded (B, 1 + V, D), mask (B, P) with 1 = removed, and the
+        order (B, P) that restores the grid."""
         x = self.embed(fbank)
-        num_kept = max(1, round(x.shape[1] * (1 - self.config.mask_ratio)))
+        num_visible = max(1, round(x.shape[1] * (1 - self.config.mask_ratio)))
         draws = draw_rows(lambda n: torch.rand(n, x.shape[1], device=x.device, generator=generator), len(x))
         shuffle = draws.argsort(dim=1)  # (B, P)
         restore = shuffle.argsort(dim=1)
-        kept = shuffle[:, :num_kept].unsqueeze(-1).expand(-1, -1, x.shape[2])
-        mask = (restore >= num_kept).float()
-        x = self.with_cls(x.gather(1, kept))
+        visible = shuffle[:, :num_visible].unsqueeze(-1).expand(-1, -1, x.shape[2])
+        mask = (restore >= num_visible).float()
+        x = self.with_cls(x.gather(1, visible))
         for block in self.blocks:
             x = block(x)
         return self.norm(x), mask, restore
 
     def forward_decoder(self, encoded: Tensor, restore: Tensor) -> Tensor:
-        """(B, 1 + kept, D) => every patch's pixels (B, P, patch²)."""
+        """(B, 1 + V, D) => every patch's pixels (B, P, patch²)."""
         x = self.decoder_embed(encoded)
         num_masked = restore.shape[1] + 1 - x.shape[1]
         patches = torch.cat([x[:, 1:], self.mask_token.expand(len(x), num_masked, -1)], dim=1)
@@ -135,7 +127,7 @@ class AudioMAE(nn.Module):
         return self.decoder_pred(self.decoder_norm(x))[:, 1:]
 
     def forward_loss(self, fbank: Tensor, predicted: Tensor, mask: Tensor) -> Tensor:
-        """Mean squared error on the removed patches."""
+        """Mean squared error of predicted (B, P, patch²) on the patches that mask (B, P) removes."""
         p = self.config.patch_size
         target = F.unfold(fbank, p, stride=p).transpose(1, 2)  # (B, P, patch²)
         if self.config.normalise_patches:

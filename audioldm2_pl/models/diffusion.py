@@ -4,6 +4,7 @@ Letters: B batch, C channels, H × W the latent's time × frequency.
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,12 +14,14 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor
 
+from audioldm2_pl.editing import NO_EDIT, Edit
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import bounded, check_fields
+from audioldm2_pl.generation import Sampler, Sampling
 from audioldm2_pl.seeds import draw_rows, noise_like
 
-Sampler = Literal["ddim", "ddpm", "dpm-solver++", "unipc", "euler", "heun", "pndm"]
-Unconditional = Literal["zero", "gpt2"]  # guidance is against zero LOA (the authors), or LOA said for "" (diffusers)
+Predict = Callable[[Tensor, Tensor], Tensor]  # (noisy latent (B, C, H, W), timestep) => prediction (B, C, H, W)
+Progress = Callable[[int, int], None]  # (step, number of steps)
 
 # diffusers' scheduler of each sampler, and what it is built with.
 SAMPLERS: dict[Sampler, tuple[str, dict]] = {
@@ -33,47 +36,24 @@ SAMPLERS: dict[Sampler, tuple[str, dict]] = {
 
 
 @dataclass
-class Sampling:
-    """How samples are drawn; a model folder keeps it. Defaults: the authors'."""
-
-    sampler: Sampler | None = None  # null: the folder's scheduler
-    steps: int = bounded(200, ge=1, le=100_000)
-    guidance_scale: float = 3.5  # 1 is no guidance
-    eta: float = bounded(1.0, ge=0, le=1)  # noise put back by DDIM
-    unconditional: Unconditional = "zero"
-    candidates: int = bounded(1, ge=1, le=1_000)  # clips tried for a prompt, of which CLAP keeps one
-
-
-@dataclass
 class DiffusionConfig:
-    """The noise schedule, what the T-UNet predicts, and how samples are drawn."""
+    """The noise schedule, what the T-UNet predicts, and the dropout of its conditions."""
 
     num_timesteps: int = bounded(1000, ge=1, le=100_000)  # of the forward process
     beta_start: float = bounded(0.0015, gt=0, lt=1)  # of the scaled-linear schedule
     beta_end: float = bounded(0.0195, gt=0, lt=1)  # the same
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
     condition_dropout: float = bounded(0.1, ge=0, le=1)  # probability of training without conditions, for guidance
-    dropout_unit: Literal["batch", "sample"] = "batch"  # together, as the authors' code, or each clip by itself
-    sampler: Sampler = "ddim"
-    num_steps: int = bounded(200, ge=1)  # sampling steps
-    guidance_scale: float = 3.5  # 1 is no guidance
-    eta: float = bounded(1.0, ge=0, le=1)  # noise put back by DDIM: 1 in the authors' code, 0 in diffusers
-    unconditional: Unconditional = "zero"
-    candidates: int = bounded(1, ge=1, le=1_000)  # clips tried for a prompt, of which CLAP keeps one; the authors try 3
+    dropout_unit: Literal["batch", "sample", "condition"] = "batch"  # all together, each clip, each condition of a clip
+    keep_first_batch: bool = False  # never train the first batch without conditions, as the authors' code
 
     def __post_init__(self) -> None:
         check_fields(self, "diffusion.")
 
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(
-            self.sampler, self.num_steps, self.guidance_scale, self.eta, self.unconditional, self.candidates
-        )
 
-
-def build_scheduler(config: DiffusionConfig):
-    """diffusers' scheduler of the config's sampler."""
-    name, settings = SAMPLERS[config.sampler]
+def build_scheduler(config: DiffusionConfig, sampler: Sampler | None = None):
+    """diffusers' scheduler of a sampler, DDIM where none is named, over the config's noise schedule."""
+    name, settings = SAMPLERS[sampler or "ddim"]
     common = {
         "num_train_timesteps": config.num_timesteps,
         "beta_start": config.beta_start,
@@ -87,60 +67,62 @@ def build_scheduler(config: DiffusionConfig):
     return getattr(diffusers, name)(**common, **settings)
 
 
-def signal_shares(config: DiffusionConfig) -> Tensor:
+def scheduler_of(scheduler: Any, sampler: Sampler | None) -> Any:
+    """A new scheduler of a sampler, or where none is named of the same kind, over the noise schedule of `scheduler`.
+
+    A scheduler counts steps: calls that share one would disturb each other.
+    """
+    if sampler is None:
+        return deepcopy(scheduler)
+    name, settings = SAMPLERS[sampler]
+    return getattr(diffusers, name).from_config(scheduler.config, **settings)
+
+
+def alphas_cumprod(config: DiffusionConfig) -> Tensor:
     """ᾱ_t, the share of the signal's variance that is left at each timestep, (num_timesteps,)."""
     betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, config.num_timesteps, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, dim=0).float()
 
 
-def q_sample(latent: Tensor, noise: Tensor, share: Tensor) -> Tensor:
-    """z_t = √ᾱ_t z_0 + √(1 - ᾱ_t) ε (Equation 5), with ᾱ_t (B,)."""
-    share = share.view(-1, 1, 1, 1)
-    return share.sqrt() * latent + (1 - share).sqrt() * noise
+def q_sample(latent: Tensor, noise: Tensor, alpha_cumprod: Tensor) -> Tensor:
+    """z_t = √ᾱ_t z_0 + √(1 - ᾱ_t) ε (Equation 5): z_0 and ε (B, C, H, W), ᾱ_t (B,) => (B, C, H, W)."""
+    alpha_cumprod = alpha_cumprod.view(-1, 1, 1, 1)
+    return alpha_cumprod.sqrt() * latent + (1 - alpha_cumprod).sqrt() * noise
 
 
-def diffusion_target(config: DiffusionConfig, latent: Tensor, noise: Tensor, share: Tensor) -> Tensor:
-    """What the T-UNet is to predict: ε, or v = √ᾱ_t ε - √(1 - ᾱ_t) z_0."""
-    return noise if config.prediction == "epsilon" else q_sample(noise, -latent, share)
+def diffusion_target(config: DiffusionConfig, latent: Tensor, noise: Tensor, alpha_cumprod: Tensor) -> Tensor:
+    """What the T-UNet is to predict, (B, C, H, W): ε, or v = √ᾱ_t ε - √(1 - ᾱ_t) z_0, with ᾱ_t (B,)."""
+    return noise if config.prediction == "epsilon" else q_sample(noise, -latent, alpha_cumprod)
 
 
 def diffusion_loss(
     config: DiffusionConfig,
-    predict: Callable[[Tensor, Tensor], Tensor],
+    predict: Predict,
     latent: Tensor,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Mean squared error at a random timestep of each clip (Equation 7). `predict(noisy latent, timestep)`."""
+    """Mean squared error at a random timestep of each clip's latent (B, C, H, W) (Equation 7), a scalar."""
     options = {"device": latent.device, "generator": generator}
     timestep = draw_rows(lambda n: torch.randint(config.num_timesteps, (n,), **options), len(latent))  # (B,)
-    share = signal_shares(config).to(latent.device)[timestep]
+    alpha_cumprod = alphas_cumprod(config).to(latent.device)[timestep]  # (B,)
     noise = noise_like(latent, generator)
-    predicted = predict(q_sample(latent, noise, share), timestep)
-    return F.mse_loss(predicted.float(), diffusion_target(config, latent, noise, share))
-
-
-def draw_dropped(config: DiffusionConfig, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
-    """(B,) bool: which clips of a batch are trained without their conditions."""
-    if config.dropout_unit == "batch":
-        draws = torch.rand(1, generator=generator)
-    else:
-        draws = draw_rows(lambda n: torch.rand(n, generator=generator), batch_size)
-    return (draws < config.condition_dropout).expand(batch_size)
+    predicted = predict(q_sample(latent, noise, alpha_cumprod), timestep)
+    return F.mse_loss(predicted.float(), diffusion_target(config, latent, noise, alpha_cumprod))
 
 
 def guide(unconditional: Tensor, conditional: Tensor, guidance_scale: float) -> Tensor:
-    """Classifier-free guidance (Equation 8 with w = 1 - scale): e_u + s (e_c - e_u)."""
+    """Classifier-free guidance (Equation 8 with w = 1 - scale), (B, C, H, W): e_u + s (e_c - e_u)."""
     return unconditional + guidance_scale * (conditional - unconditional)
 
 
 def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
-    """One draw per sample from its own generator: a sample does not depend on its neighbours."""
+    """Noise (B, *shape), one draw per sample from its own generator: a sample does not depend on its neighbours."""
     return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
 
 
-def begin_at(scheduler, timestep: int) -> Any:
-    """The scheduler's timesteps without those above `timestep`. Raises UserError where none is left."""
-    first = int((scheduler.timesteps > timestep).sum())
+def begin_at(scheduler, timestep: int | None) -> Tensor:
+    """The scheduler's timesteps (N,) without those above `timestep`. Raises UserError where none remains."""
+    first = 0 if timestep is None else int((scheduler.timesteps > timestep).sum())
     first += -first % scheduler.order  # a step of Heun's has two timesteps
     timesteps = scheduler.timesteps[first:]
     if len(timesteps) == 0:
@@ -151,33 +133,49 @@ def begin_at(scheduler, timestep: int) -> Any:
 
 
 def sample(
-    predict: Callable[[Tensor, Tensor], Tensor],
+    predict: Predict,
     scheduler,
-    shape: Sequence[int],
-    num_steps: int,
+    noise: Tensor,
     generators: Sequence[torch.Generator],
-    device: torch.device | str = "cpu",
-    eta: float = 0.0,
-    start: tuple[Tensor, int] | None = None,
+    sampling: Sampling,
+    edit: Edit = NO_EDIT,
+    progress: Progress | None = None,
 ) -> Tensor:
-    """Latents (B, C, H, W) out of noise. `predict(noisy latent, timestep)` is already guided.
+    """Noise (B, C, H, W) of unit variance => latents (B, C, H, W). The scheduler given stays as it is.
 
-    With `start`, out of latents and noise: steps above its timestep are left out, and the latents are noised as far as
-    the first that is left. A low timestep changes details alone (SDEdit, Meng et al. 2022; style transfer in AudioLDM).
+    Args:
+        predict: the network, already guided.
+        scheduler: diffusers' scheduler, of which a copy, or with `sampling.sampler` another over its schedule, is used.
+        generators: one a sample, on the CPU: the noise that DDIM (η > 0) and DDPM add at each step.
+        edit: with `start_timestep`, steps above it are left out, and the source is noised as far as the first that is
+            left: a low one changes details alone (SDEdit, Meng et al. 2022; style transfer in AudioLDM). With `keep`,
+            the source, noised as far as the latent, takes its place there at each step, and in the end as it is.
+        progress: is called after each step.
     """
-    scheduler.set_timesteps(num_steps)
-    timesteps = scheduler.timesteps if start is None else begin_at(scheduler, start[1])
-    noise = draw_noise(shape, generators).to(device)
-    if start is None:
-        latent = noise * scheduler.init_noise_sigma
-    else:
-        latent = scheduler.add_noise(start[0], noise, timesteps[:1])
-    for timestep in timesteps:
-        prediction = predict(scheduler.scale_model_input(latent, timestep), timestep.to(device))
-        extra: dict = {}
-        if isinstance(scheduler, DDIMScheduler) and eta > 0:
-            extra = {"eta": eta, "variance_noise": draw_noise(shape, generators).to(device)}
-        elif isinstance(scheduler, DDPMScheduler):
-            extra = {"generator": list(generators)}
+    scheduler = scheduler_of(scheduler, sampling.sampler)
+    scheduler.set_timesteps(sampling.num_steps)
+    timesteps = scheduler.timesteps if edit.latent is None else begin_at(scheduler, edit.start_timestep)
+    latent = noise * scheduler.init_noise_sigma
+    if edit.start_timestep is not None:
+        latent = scheduler.add_noise(edit.latent, noise, timesteps[:1])
+    for step, timestep in enumerate(timesteps, 1):
+        if edit.keep is not None:
+            latent = edit.blend(latent, scheduler.add_noise(edit.latent, noise, timestep[None]))
+        prediction = predict(scheduler.scale_model_input(latent, timestep), timestep.to(noise.device))
+        extra = step_noise(scheduler, noise, generators, sampling.eta)
         latent = scheduler.step(prediction, timestep, latent, **extra, return_dict=False)[0]
-    return latent
+        if progress is not None:
+            progress(step, len(timesteps))
+    return latent if edit.latent is None else edit.blend(latent, edit.latent)
+
+
+def step_noise(scheduler, noise: Tensor, generators: Sequence[torch.Generator], eta: float) -> dict[str, Any]:
+    """What `step` of a sampler that adds noise takes beside the latent, like `noise` (B, C, H, W)."""
+    if isinstance(scheduler, DDIMScheduler) and eta > 0:
+        return {"eta": eta, "variance_noise": draw_noise(noise.shape[1:], generators).to(noise.device)}
+    return {"generator": list(generators)} if isinstance(scheduler, DDPMScheduler) else {}
+
+
+def part_of(progress: Progress | None, number: int, count: int) -> Progress | None:
+    """The progress of part `number` of `count` equal ones, as progress of the whole."""
+    return progress and (lambda step, num_steps: progress(number * num_steps + step, count * num_steps))

@@ -1,7 +1,7 @@
 """Discriminators of the two adversarial stages, and their losses.
 
-`PatchGAN` judges log-mels for the VAE; `MultiPeriodDiscriminator` and `MultiScaleDiscriminator` judge waveforms for
-the vocoder. All return (logits, features): one tensor of logits per sub-discriminator, and the activations of every
+`PatchGAN` classifies log-mels for the VAE; `MultiPeriodDiscriminator` and `MultiScaleDiscriminator` classify waveforms
+for the vocoder. All return (logits, features): one tensor of logits per sub-discriminator, and the activations of every
 layer of every sub-discriminator for feature matching.
 
 Letters: B batch, T samples, F frames, M mel bins, C channels.
@@ -18,7 +18,17 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import bounded
 
-Judgement = tuple[list[Tensor], list[Tensor]]  # (logits, features)
+DiscriminatorOutput = tuple[list[Tensor], list[Tensor]]  # (logits, features)
+
+
+def run_layers(layers: nn.ModuleList, output: nn.Module, x: Tensor, slope: float) -> tuple[Tensor, list[Tensor]]:
+    """x (B, ...) through layers with a leaky ReLU behind each, and the output layer => (logits, features)."""
+    features = []
+    for layer in layers:
+        x = F.leaky_relu(layer(x), slope)
+        features.append(x)
+    logits = output(x)
+    return logits, [*features, logits]
 
 
 @dataclass
@@ -30,7 +40,7 @@ class PatchGANConfig:
 
 
 class PatchGAN(nn.Module):
-    """log-mel (B, 1, F, M) => logits of overlapping patches (Isola et al. 2017, arXiv:1611.07004, Sec. 3.2.2)."""
+    """log-mel (B, 1, F, M) => logits of overlapping patches (Isola et al. 2017, arXiv:1611.07004, §3.2.2)."""
 
     def __init__(self, config: PatchGANConfig):
         super().__init__()
@@ -47,12 +57,9 @@ class PatchGAN(nn.Module):
             elif isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
-    def forward(self, log_mel: Tensor) -> Judgement:
-        features, x = [], log_mel
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), 0.2)  # (B, C, F / 2^i, M / 2^i)
-            features.append(x)
-        return [self.output(x)], features
+    def forward(self, log_mel: Tensor) -> DiscriminatorOutput:
+        logits, features = run_layers(self.layers, self.output, log_mel, 0.2)  # features (B, C, F / 2^i, M / 2^i)
+        return [logits], features[:-1]
 
 
 @dataclass
@@ -64,7 +71,7 @@ class MultiPeriodConfig:
 
 
 class PeriodDiscriminator(nn.Module):
-    """Sees the waveform as a picture of `period` columns, convolved along the rows only (HiFi-GAN Sec. 2.3)."""
+    """Sees the waveform as a picture of `period` columns, convolved along the rows only (HiFi-GAN §2.3)."""
 
     def __init__(self, period: int, channels: list[int]):
         super().__init__()
@@ -79,23 +86,18 @@ class PeriodDiscriminator(nn.Module):
     def forward(self, waveform: Tensor) -> tuple[Tensor, list[Tensor]]:
         waveform = F.pad(waveform, (0, -waveform.shape[1] % self.period), mode="reflect")
         x = waveform.unflatten(1, (-1, self.period)).unsqueeze(1)  # (B, 1, T / period, period)
-        features = []
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), 0.1)  # (B, C, T / (period · 3^i), period)
-            features.append(x)
-        logits = self.output(x)
-        return logits, [*features, logits]
+        return run_layers(self.layers, self.output, x, 0.1)  # features (B, C, T / (period · 3^i), period)
 
 
 class MultiPeriodDiscriminator(nn.Module):
-    """waveform (B, T) => judgement of one sub-discriminator per period (HiFi-GAN Sec. 2.3)."""
+    """waveform (B, T) => outputs of one sub-discriminator per period (HiFi-GAN §2.3)."""
 
     def __init__(self, config: MultiPeriodConfig):
         super().__init__()
         channels = list(config.channels)
         self.discriminators = nn.ModuleList(PeriodDiscriminator(p, channels) for p in config.periods)
 
-    def forward(self, waveform: Tensor) -> Judgement:
+    def forward(self, waveform: Tensor) -> DiscriminatorOutput:
         return gather([discriminator(waveform) for discriminator in self.discriminators])
 
 
@@ -103,7 +105,7 @@ class MultiPeriodDiscriminator(nn.Module):
 class MultiScaleConfig:
     """Defaults: HiFi-GAN's, 29.6 M parameters. The lists have one entry per layer."""
 
-    num_scales: int = bounded(3, ge=1, le=100)  # sub-discriminators; each hears half the rate of the one before
+    num_scales: int = bounded(3, ge=1, le=100)  # sub-discriminators; each reads half the rate of the one before
     channels: list[int] = bounded(lambda: [128, 128, 256, 512, 1024, 1024, 1024], ge=1, le=65_536, min_length=1)
     kernel_sizes: list[int] = bounded(lambda: [15, 41, 41, 41, 41, 41, 5], ge=1, le=1_000, min_length=1)
     strides: list[int] = bounded(lambda: [1, 2, 2, 4, 4, 1, 1], ge=1, le=1_000, min_length=1)
@@ -124,16 +126,11 @@ class ScaleDiscriminator(nn.Module):
         self.output = normalise(nn.Conv1d(config.channels[-1], 1, 3, padding=1))
 
     def forward(self, waveform: Tensor) -> tuple[Tensor, list[Tensor]]:
-        x, features = waveform.unsqueeze(1), []
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), 0.1)  # (B, C, T / strides)
-            features.append(x)
-        logits = self.output(x)
-        return logits, [*features, logits]
+        return run_layers(self.layers, self.output, waveform.unsqueeze(1), 0.1)  # features (B, C, T / strides)
 
 
 class MultiScaleDiscriminator(nn.Module):
-    """waveform (B, T) => judgement at the full rate, a half, a quarter, ... (HiFi-GAN Sec. 2.3).
+    """waveform (B, T) => outputs at the full rate, a half, a quarter, ... (HiFi-GAN §2.3).
 
     The first scale has spectral norm, the others weight norm. Raises UserError where the lists do not match.
     """
@@ -151,42 +148,42 @@ class MultiScaleDiscriminator(nn.Module):
             ScaleDiscriminator(config, spectral=i == 0) for i in range(config.num_scales)
         )
 
-    def forward(self, waveform: Tensor) -> Judgement:
-        judgements = []
+    def forward(self, waveform: Tensor) -> DiscriminatorOutput:
+        outputs = []
         for i, discriminator in enumerate(self.discriminators):
             if i:
                 waveform = F.avg_pool1d(waveform.unsqueeze(1), 4, 2, padding=2).squeeze(1)  # half the rate
-            judgements.append(discriminator(waveform))
-        return gather(judgements)
+            outputs.append(discriminator(waveform))
+        return gather(outputs)
 
 
-def gather(judgements: list[tuple[Tensor, list[Tensor]]]) -> Judgement:
+def gather(outputs: list[tuple[Tensor, list[Tensor]]]) -> DiscriminatorOutput:
     """The (logits, features) of several sub-discriminators in one pair of lists."""
-    return [logits for logits, _ in judgements], [f for _, features in judgements for f in features]
+    return [logits for logits, _ in outputs], [f for _, features in outputs for f in features]
 
 
 def hinge_discriminator_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
-    """Hinge loss of the discriminator's logits, halved as the authors' code has it."""
+    """Hinge loss () of the discriminator's logits (B, ...) for real and fake, halved as the authors' code has it."""
     losses = [0.5 * (F.relu(1.0 - r).mean() + F.relu(1.0 + f).mean()) for r, f in zip(real, fake)]
     return torch.stack(losses).sum()
 
 
 def hinge_generator_loss(fake: list[Tensor]) -> Tensor:
-    """What the generator lowers against a hinge discriminator."""
+    """Loss () of the generator against a hinge discriminator with logits (B, ...)."""
     return torch.stack([-logits.mean() for logits in fake]).sum()
 
 
 def least_squares_discriminator_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
-    """HiFi-GAN Eq. 1, summed over sub-discriminators."""
+    """Loss () of logits (B, ...), summed over sub-discriminators (HiFi-GAN eq. 1)."""
     losses = [(1.0 - r).square().mean() + f.square().mean() for r, f in zip(real, fake)]
     return torch.stack(losses).sum()
 
 
 def least_squares_generator_loss(fake: list[Tensor]) -> Tensor:
-    """HiFi-GAN Eq. 2, summed over sub-discriminators."""
+    """Loss () of logits (B, ...), summed over sub-discriminators (HiFi-GAN eq. 2)."""
     return torch.stack([(1.0 - logits).square().mean() for logits in fake]).sum()
 
 
 def feature_matching_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
-    """HiFi-GAN Eq. 4: L1 between the activations for real and generated sound, summed over layers."""
+    """L1 () between activations (B, ...) for real and generated sound, summed over layers (HiFi-GAN eq. 4)."""
     return torch.stack([F.l1_loss(f, r.detach()) for r, f in zip(real, fake)]).sum()

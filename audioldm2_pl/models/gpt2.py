@@ -1,31 +1,29 @@
-"""The GPT-2 that speaks LOA: it continues [SOS, CLAP, EOS, SOS, T5, EOS] with the vectors of LOA (paper §III-C).
+"""The GPT-2 that generates LOA: it continues [SOS, CLAP, EOS, SOS, T5, EOS] with the vectors of LOA (paper §III-C).
 
-For speech phonemes stand in T5's place.
-
-GPT-2 is transformers', the projections and the SOS/EOS embeddings are diffusers', so that both go to and come from
-the published folders as they are.
+GPT-2 is transformers', so that it goes to and comes from the published folders as it is.
 
 Letters: B batch, P length of the prefix, L vectors of LOA, D width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AudioLDM2ProjectionModel  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.fields import bounded
 from audioldm2_pl.gelu import fuse_gelu
+from audioldm2_pl.models.projection import ConditionProjection
 
 
 @dataclass
 class LOAGPT2Config:
     """GPT-2's size; `pretrained` starts from a text model's weights (paper §III-C)."""
 
+    conditions: list[str] = field(default_factory=lambda: ["clap", "t5"])  # in the prefix's order
     pretrained: str | None = None  # hub id or folder of a GPT-2, such as openai-community/gpt2; null starts at random
     hidden_size: int = bounded(768, ge=1, le=65_536)  # equals AudioMAE's
     num_layers: int = bounded(12, ge=1, le=1_000)  # blocks
@@ -53,18 +51,6 @@ def build_gpt2(config: LOAGPT2Config, num_loa_vectors: int) -> GPT2LMHeadModel:
     return model
 
 
-def build_projection(
-    condition_dims: list[int], config: LOAGPT2Config, num_symbols: int | None = None
-) -> AudioLDM2ProjectionModel:
-    """The linear maps of two conditions into GPT-2's width, with an SOS and an EOS for each.
-
-    With `num_symbols` the second condition always has this length, and learned positions are added to it: phonemes.
-    """
-    first, second = condition_dims
-    positions = {} if num_symbols is None else {"use_learned_position_embedding": True, "max_seq_length": num_symbols}
-    return AudioLDM2ProjectionModel(first, second, config.hidden_size, **positions)
-
-
 class LOAGenerator(nn.Module):
     """Conditions => LOA.
 
@@ -73,7 +59,7 @@ class LOAGenerator(nn.Module):
     counted, as in the authors' code and in the published speech models.
     """
 
-    def __init__(self, gpt2: GPT2LMHeadModel, projection: AudioLDM2ProjectionModel):
+    def __init__(self, gpt2: GPT2LMHeadModel, projection: ConditionProjection):
         super().__init__()
         fuse_gelu(gpt2)
         self.gpt2 = gpt2
@@ -87,19 +73,17 @@ class LOAGenerator(nn.Module):
 
     def positions(self, mask: Tensor) -> Tensor:
         """(B, N) attention mask => each token's number among the real ones, or for speech among all."""
-        counted = torch.ones_like(mask) if self.projection.use_learned_position_embedding else mask
+        counted = mask if self.projection.num_phonemes is None else torch.ones_like(mask)
         return (counted.cumsum(1) - 1).clamp(min=0)
+
+    @property
+    def conditions(self) -> list[str]:
+        """Names of what it reads, in order."""
+        return self.projection.conditions
 
     def prefix(self, conditions: list[Condition]) -> Condition:
         """[CLAP, T5] => [SOS, CLAP, EOS, SOS, T5, EOS] in GPT-2's width, (B, P, D)."""
-        first, second = conditions
-        output = self.projection(
-            hidden_states=first.embedding,
-            hidden_states_1=second.embedding,
-            attention_mask=first.mask.long(),
-            attention_mask_1=second.mask.long(),
-        )
-        return Condition(output.hidden_states, output.attention_mask)
+        return self.projection(conditions)
 
     def teacher_forced(self, conditions: list[Condition], loa: Tensor) -> Tensor:
         """Each vector predicted from the conditions and the true vectors before it, (B, L, D) (Equation 3)."""
@@ -111,16 +95,34 @@ class LOAGenerator(nn.Module):
         ).last_hidden_state
         return hidden[:, -loa.shape[1] :]
 
-    def generate(self, conditions: list[Condition], num_vectors: int | None = None, use_cache: bool = True) -> Tensor:
-        """LOA one vector after the other, (B, L, D). Differentiable: joint finetuning goes back through it."""
+    def generate(
+        self,
+        conditions: list[Condition],
+        num_vectors: int | None = None,
+        use_cache: bool = True,
+        loa_prefix: Tensor | None = None,
+    ) -> Tensor:
+        """LOA one vector after the other, (B, L, D). Differentiable: joint finetuning goes back through it.
+
+        With `loa_prefix` (B, L', D) these are its first vectors, and GPT-2 continues them up to L.
+        """
+        num_vectors = num_vectors or self.num_loa_vectors
         prefix = self.prefix(conditions)
+        given: list[Tensor] = []
+        if loa_prefix is not None:
+            given = [loa_prefix[:, :num_vectors].to(prefix.embedding)]
+            num_vectors -= given[0].shape[1]
+            mask = F.pad(prefix.mask, (0, given[0].shape[1]), value=1)
+            prefix = Condition(torch.cat([prefix.embedding, *given], dim=1), mask)  # (B, P + L', D)
+        if num_vectors == 0:
+            return given[0]
         plain = not (torch.is_grad_enabled() or self.training or self.gpt2.config.scale_attn_by_inverse_layer_idx)
         if use_cache and plain:
-            return self.speak(prefix, num_vectors or self.num_loa_vectors)
+            return torch.cat([*given, self.generate_cached(prefix, num_vectors)], dim=1)
         embeds, mask = prefix.embedding, prefix.mask
         cache = DynamicCache(config=self.gpt2.config) if use_cache else None
         vectors: list[Tensor] = []
-        for _ in range(num_vectors or self.num_loa_vectors):
+        for _ in range(num_vectors):
             position_ids = self.positions(mask)[:, -embeds.shape[1] :]
             output = self.gpt2.transformer(
                 inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids,
@@ -129,10 +131,10 @@ class LOAGenerator(nn.Module):
             vectors.append(output.last_hidden_state[:, -1:])
             embeds = vectors[-1] if use_cache else torch.cat([embeds, vectors[-1]], dim=1)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        return torch.cat(vectors, dim=1)
+        return torch.cat([*given, *vectors], dim=1)
 
-    def speak(self, prefix: Condition, num_vectors: int) -> Tensor:
-        """`generate` without gradients or dropout: room for all keys and values is made once, and one mask."""
+    def generate_cached(self, prefix: Condition, num_vectors: int) -> Tensor:
+        """`generate` without gradients or dropout, (B, L, D): all keys and values are allocated once, and one mask."""
         gpt2: Any = self.gpt2.transformer
         start, stop = prefix.mask.shape[1], prefix.mask.shape[1] + num_vectors - 1
         mask = F.pad(prefix.mask, (0, num_vectors - 1), value=1)  # (B, P + L - 1)
@@ -143,12 +145,12 @@ class LOAGenerator(nn.Module):
             past_key_values=cache, use_cache=True,
         ).last_hidden_state  # fmt: skip
         layers: Any = cache.layers
-        memory = [[F.pad(t, (0, 0, 0, num_vectors - 1)) for t in (layer.keys, layer.values)] for layer in layers]
+        kv_cache = [[F.pad(t, (0, 0, 0, num_vectors - 1)) for t in (layer.keys, layer.values)] for layer in layers]
         readable = None if mask.all() else mask.bool()[:, None, None]  # (B, 1, 1, P + L - 1)
         vectors = [hidden[:, -1]]
         for index in range(start, stop):
             x = vectors[-1] + gpt2.wpe(positions[:, index])  # (B, D)
-            for block, (keys, values) in zip(gpt2.h, memory):
+            for block, (keys, values) in zip(gpt2.h, kv_cache):
                 x = step(block, x, keys, values, index, readable)
             vectors.append(gpt2.ln_f(x))
         return torch.stack(vectors, dim=1)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from audioldm2_pl.conditioners.condition import Condition
 
 # keys and values (B, heads, L, C / heads), mask (B, 1, 1, L) with True = read
 KeyValue = tuple[Tensor, Tensor, Tensor | None]
-Memory = list[KeyValue | None]  # what a transformer's blocks read; None in one without a condition
+KVCache = list[KeyValue | None]  # of a transformer's blocks; None where they read no condition
 
 # T-UNet draws no random numbers in forward, so that there is no random state to put back.
 CHECKPOINT_OPTIONS: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
@@ -141,42 +141,49 @@ def linear(conv: nn.Conv2d, tokens: Tensor) -> Tensor:
     return F.linear(tokens, conv.weight.flatten(1), conv.bias)
 
 
+class TransformerSize(NamedTuple):
+    """Of every block of a transformer."""
+
+    dim: int  # channels of a token
+    num_heads: int
+    context_dim: int | None  # channels of the condition; None: all attention is self-attention
+
+
 class Transformer(nn.Module):
     """Transformer blocks over the tokens of a feature map, added to it; starts as the identity."""
 
     def __init__(
         self,
-        dim: int,
-        num_heads: int,
-        context_dim: int | None,  # None: all attention is self-attention
+        size: TransformerSize,
         condition_index: int | None,  # which of the conditions it reads
         num_blocks: int,
         num_groups: int,
         gradient_checkpointing: bool,
     ):
         super().__init__()
+        dim = size.dim
         self.condition_index = condition_index
         self.gradient_checkpointing = gradient_checkpointing
         self.norm = nn.GroupNorm(num_groups, dim, eps=1e-6)
         self.proj_in = nn.Conv2d(dim, dim, 1)
         self.transformer_blocks = nn.ModuleList(
-            TransformerBlock(dim, num_heads, context_dim) for _ in range(num_blocks)
+            TransformerBlock(dim, size.num_heads, size.context_dim) for _ in range(num_blocks)
         )
         self.proj_out = zero(nn.Conv2d(dim, dim, 1))
 
-    def memory(self, conditions: Sequence[Condition], masks: Sequence[Tensor | None]) -> Memory:
-        """What each block reads of its condition, one entry a block."""
+    def key_values(self, conditions: Sequence[Condition], masks: Sequence[Tensor | None]) -> KVCache:
+        """Keys and values (B, heads, L, C / heads) of its condition, one entry a block."""
         index = self.condition_index
         if index is None:
             return [None] * len(self.transformer_blocks)
         context, mask = conditions[index].embedding, masks[index]
         return [block.key_value(context, mask) for block in self.transformer_blocks]  # pyright: ignore
 
-    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+    def forward(self, x: Tensor, kv_cache: KVCache) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
         tokens = linear(self.proj_in, tokens)
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        for block, key_value in zip(self.transformer_blocks, memory):
+        for block, key_value in zip(self.transformer_blocks, kv_cache):
             run: Any = partial(checkpoint, block, **CHECKPOINT_OPTIONS) if recompute else block
             tokens = run(tokens, key_value)
         tokens = linear(self.proj_out, tokens)
@@ -236,6 +243,7 @@ class ResNet(nn.Module):
             self.conv_shortcut = nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Feature map (B, C, H, W) and embedding (B, E) => feature map of the width that goes out."""
         y = convolve(self.conv1, norm_silu(self.norm1, x)) + self.time_emb_proj(embedding)[:, :, None, None]
         return self.conv_shortcut(x) + convolve(self.conv2, norm_silu(self.norm2, y))
 
@@ -246,7 +254,8 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)  # (B, C, ceil(H / 2), ceil(W / 2))
+        """(B, C, H, W) => (B, C, ceil(H / 2), ceil(W / 2))"""
+        return self.conv(x)
 
 
 class Upsample(nn.Module):
@@ -282,15 +291,15 @@ class Block(nn.Module):
         self.downsamplers = nn.ModuleList([Downsample(width)] if down else [])
         self.upsamplers = nn.ModuleList([Upsample(width)] if up else [])
 
-    def forward(self, x: Tensor, skips: list[Tensor], embedding: Tensor, memories: Iterator[Memory]) -> Tensor:
-        """Feature map (B, C, H, W) => the next; every transformer takes the next of `memories`."""
+    def forward(self, x: Tensor, skips: list[Tensor], embedding: Tensor, caches: Iterator[KVCache]) -> Tensor:
+        """Feature map (B, C, H, W) => the next; every transformer takes the next of `caches`."""
         transformers = iter(self.attentions)
         for resnet in self.resnets:
             if self.direction == "up":
                 x = torch.cat([x, skips.pop()], dim=1)
             x = resnet(x, embedding)
             for transformer in islice(transformers, self.num_transformers):
-                x = transformer(x, next(memories))
+                x = transformer(x, next(caches))
             if self.direction == "down":
                 skips.append(x)
         for downsample in self.downsamplers:

@@ -1,4 +1,4 @@
-"""The VAE that compresses log-mels into the latents in which diffusion runs (paper Sec. III-C).
+"""The VAE that compresses log-mels into the latents in which diffusion runs (paper §III-C).
 
 The network is `diffusers.AutoencoderKL`: a folder of ours opens in stock diffusers, and published ones open here.
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import bounded
 
-INITIAL_LOG_MEL = -6.0  # what a fresh decoder says of every bin
+INITIAL_LOG_MEL = -6.0  # of every bin from a fresh decoder
 
 
 @dataclass
@@ -28,7 +28,7 @@ class VAEConfig:
     latent_channels: int = bounded(8, ge=1, le=65_536)  # C
     norm_num_groups: int = bounded(32, ge=1)  # of every group norm; divides all widths
     mid_attention: bool = True  # self-attention between encoder and decoder, over all latent positions
-    sample_size: int = bounded(1024, ge=1, le=1_000_000)  # frames of a full clip, kept for diffusers' tools
+    sample_size: int = bounded(1024, ge=1, le=1_000_000)  # frames of a full clip, for diffusers' tools
     scaling_factor: float = bounded(0.4110932946205139, gt=0)  # 1 / std of the latents; training measures its own
 
     @property

@@ -19,7 +19,7 @@ from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import bounded
 
-NOTED = ("num_fft", "window_length", "mel_min_hz", "mel_max_hz")  # of the front end, in a vocoder's config.json
+RECORDED = ("num_fft", "window_length", "mel_min_hz", "mel_max_hz")  # of the front end, in a vocoder's config.json
 
 
 @dataclass
@@ -70,7 +70,7 @@ def build_vocoder(config: VocoderConfig) -> SpeechT5HifiGan:
     )
     vocoder.get_buffer("mean").fill_(config.input_mean or 0.0)
     vocoder.get_buffer("scale").fill_(config.input_std)
-    # transformers starts all weights at std 0.01; a small vocoder that starts there stays silent for minutes.
+    # transformers starts all weights at std 0.01; a small vocoder that starts there makes no sound for minutes.
     for convolution in convolutions(vocoder):
         convolution.reset_parameters()
     return vocoder
@@ -88,7 +88,7 @@ def check_hop_length(vocoder: SpeechT5HifiGan, hop_length: int) -> None:
 
 def note_front_end(vocoder: SpeechT5HifiGan, audio: AudioConfig) -> SpeechT5HifiGan:
     """Writes into the vocoder's config of which log-mels it makes sound."""
-    vocoder.config.update({name: getattr(audio, name) for name in NOTED})
+    vocoder.config.update({name: getattr(audio, name) for name in RECORDED})
     return vocoder
 
 
@@ -96,17 +96,25 @@ def front_end_of(vocoder: SpeechT5HifiGan) -> dict[str, Any]:
     """The fields of AudioConfig that say of which log-mels a vocoder makes sound.
 
     The hub's folders do not note all of them: theirs look at 1,024 samples and 0 Hz to 8 kHz, the 48 kHz variants at
-    2,048 samples and 20 Hz to 24 kHz (FACTS B.1).
+    2,048 samples and 20 Hz to 24 kHz.
     """
     config = vocoder.config
     top = config.sampling_rate / 2
     assumed = (2048, 2048, 20.0, top) if config.sampling_rate > 16_000 else (1024, 1024, 0.0, top)
-    noted = {name: getattr(config, name, value) for name, value in zip(NOTED, assumed)}
+    noted = {name: getattr(config, name, value) for name, value in zip(RECORDED, assumed)}
     return noted | {
         "sample_rate": config.sampling_rate,
         "hop_length": prod(config.upsample_rates),
         "num_mel_bins": config.model_in_dim,
     }
+
+
+def audio_of(vae: Any, vocoder: SpeechT5HifiGan, unet: Any) -> AudioConfig:
+    """The audio front end that a model folder's parts were trained with."""
+    front_end = front_end_of(vocoder)
+    frames = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
+    clip_seconds = frames * front_end["hop_length"] / front_end["sample_rate"]
+    return AudioConfig(clip_seconds=clip_seconds, **front_end)
 
 
 def check_front_end(vocoder: SpeechT5HifiGan, audio: AudioConfig) -> None:

@@ -1,4 +1,4 @@
-"""What the frozen parts said of a split's clips: shards of features beside the shards of sound.
+"""What the frozen parts make of a split's clips: shards of features beside the shards of sound.
 
 A folder of features has a tar for each of the source's, of the same name and with the same clips in the same order,
 and an index.json. A clip is `<key>.json` and `<key>.<feature>.npy` for each feature:
@@ -30,13 +30,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from audioldm2_pl.atomic import update_from
 from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.shards.format import BadClip, Members, captions_of, decode_array, decode_json
+from audioldm2_pl.shards.reader import ShardFolder
 from audioldm2_pl.shards.remote import RemoteFolder
-from audioldm2_pl.shards.reader import BadClip, ShardFolder, captions_of, decode_array, decode_json
-from audioldm2_pl.shards.tar_index import Members
 
-FEATURES = {  # part -> what it says of a clip
+FEATURES = {  # part -> its features of a clip
     "vae": ("mean", "std"),
     "audiomae": ("grid",),
     "clap": ("clap", "clap_text"),
@@ -85,11 +86,11 @@ class EncodedFolder(ShardFolder):
             if used and digest_of(model, part) != self.index.get("parts", {}).get(part):
                 raise UserError(f"{self.path}: not of the {part} that {model} holds now; {self.advice}")
 
-    def lack(self, members: Members) -> str | None:
+    def missing(self, members: Members) -> str | None:
         return None if "json" in members else "no json member"
 
-    def load(self, shard: int, clip: int, silent: bool = False) -> dict[str, Any]:
-        key, members = self.place(shard, clip)
+    def load(self, shard: int, clip: int, with_sound: bool = True) -> dict[str, Any]:
+        key, members = self.locate(shard, clip)
         about = self.fields(key, "json", self.content(shard, key, members["json"]))
         if "bad" in about:
             raise BadClip(None if about.get("lost") else key, str(about["bad"]))
@@ -106,7 +107,7 @@ class EncodedFolder(ShardFolder):
         return {**fields, "features": features, "key": key}
 
     def check_captions(self, key: str, fields: dict[str, Any], features: dict[str, np.ndarray]) -> None:
-        """BadClip where the captions are not those that were encoded."""
+        """BadClip where features (N, ...) are not of the clip's N captions, or of shapes unlike the first clip's."""
         try:
             num_captions = len(captions_of(fields))
         except ValueError as error:
@@ -129,7 +130,7 @@ class EncodedFolder(ShardFolder):
 
 def digest_of(model: Path, part: str) -> str | None:
     """sha256 of a part's files in the model folder, names and bytes; None where it is not there."""
-    from audioldm2_pl.hub.folder import GROUPS
+    from audioldm2_pl.hub.parts import GROUPS
 
     digest = hashlib.sha256()
     for folder in GROUPS[part]:
@@ -138,20 +139,19 @@ def digest_of(model: Path, part: str) -> str | None:
         for path in sorted((model / folder).rglob("*")):
             if path.is_file():
                 digest.update(f"{path.relative_to(model)} {path.stat().st_size}\n".encode())
-                with path.open("rb") as file:
-                    while block := file.read(1 << 20):
-                        digest.update(block)
+                update_from(digest, path)
     return digest.hexdigest()
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
+    """An array (...) as an .npy file."""
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     return file.getvalue()
 
 
 def members_of(fields: Mapping[str, Any], features: Mapping[str, np.ndarray]) -> dict[str, bytes]:
-    """A clip's members by suffix: what `EncodedFolder.load` reads."""
+    """A clip's members by suffix, out of its features (...): what `EncodedFolder.load` reads."""
     arrays = {name: npy_bytes(array) for name, array in features.items()}
     about = {"clip": fields, "crc32": {name: zlib.crc32(array) for name, array in arrays.items()}}
     return {
@@ -166,7 +166,7 @@ def bad_members(key: str | None, reason: str) -> dict[str, bytes]:
 
 
 def choose_caption(features: Mapping[str, np.ndarray], caption: int) -> dict[str, Tensor]:
-    """A clip's features as tensors, of the texts those of one caption."""
+    """A clip's features, of the shapes above, as tensors; of the texts the features of one caption, (D,) or (L, D)."""
     chosen = {name: value[caption] if name in TEXT_FEATURES else value for name, value in features.items()}
     if "t5" in chosen:
         chosen["t5"] = chosen["t5"][: int(chosen.pop("t5_length"))]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.shards.reader import BadClip, ShardFolder
+from audioldm2_pl.shards.format import BadClip
+from audioldm2_pl.shards.reader import ShardFolder
 
 MAX_BAD_FRACTION = 0.01
 
@@ -38,9 +38,9 @@ class Quarantine:
         self.own: set[tuple[str, int]] = set()  # what this process has met
         self.bad: dict[tuple[str, int], str] = {}  # what is known of all: (shard, clip) -> reason
 
-    def __contains__(self, place: tuple[str, int]) -> bool:
-        """Whether this process has met the clip already."""
-        return place in self.own
+    def __contains__(self, clip: tuple[str, int]) -> bool:
+        """Whether this process has met the clip (shard's path, number) already."""
+        return clip in self.own
 
     def add(self, folder: ShardFolder, shard: int, clip: int, bad: BadClip) -> None:
         """Counts a clip. Raises UserError with which there are more than `max_bad_fraction`."""
@@ -63,11 +63,8 @@ class Quarantine:
         assert self.path is not None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                os.write(file, json.dumps(record).encode() + b"\n")  # one call: processes do not mix their lines
-            finally:
-                os.close(file)
+            with self.path.open("ab", buffering=0) as file:
+                file.write(json.dumps(record).encode() + b"\n")  # one call: processes do not mix their lines
         except OSError as error:
             raise UserError(f"{self.path}: a bad clip cannot be listed ({error}); make room there") from None
 
@@ -96,5 +93,5 @@ class Quarantine:
             return ""
         reasons = Counter(reason.partition(" (")[0] for reason in self.bad.values())
         listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        place = f"; listed in {self.path}" if self.path else ""
-        return f"{len(self.bad)} of {self.num_clips} clips left out: {listed}{place}"
+        where = f"; listed in {self.path}" if self.path else ""
+        return f"{len(self.bad)} of {self.num_clips} clips left out: {listed}{where}"

@@ -12,7 +12,6 @@ variables; credentials, regions and endpoints of stores from the storage library
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shlex
@@ -28,11 +27,12 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.error import HTTPError
 
+from audioldm2_pl.atomic import locked
 from audioldm2_pl.errors import UserError
 
 TRIES = 6  # connections in a row that bring no byte before a server is given up
 PAUSE_SECONDS = 0.5  # before the second of them, doubled for each further one
-SILENT_SECONDS = 60.0  # a connection that brings nothing for so long is broken
+STALL_SECONDS = 60.0  # a connection that brings nothing for so long is broken
 PIECE = 1 << 20  # bytes taken at a time
 STORE_PIECE = 8 << 20  # bytes asked of a store in one request
 CACHE_GIB = 64.0
@@ -48,7 +48,7 @@ def default_cache() -> Path:
 
 
 class RemoteFolder:
-    """The files of a folder on a server. What is kept in `cache` stays below `limit_gib`, the shards that are being
+    """The files of a folder on a server. What `cache` holds stays below `limit_gib`, the shards that are being
     fetched or read at the moment not counted; the least recently opened ones go first."""
 
     def __init__(self, url: str, cache: str | Path | None = None, limit_gib: float = CACHE_GIB):
@@ -60,7 +60,7 @@ class RemoteFolder:
         if os.environ.get("AUDIOLDM2_ALLOW_PIPE") != "1":
             raise UserError(f"{url}: would run a shell command; give --allow-pipe, or set AUDIOLDM2_ALLOW_PIPE=1")
         if "{name}" not in url:
-            raise UserError(f"{url}: the command has to hold {{name}}, in whose place the shard's file name comes")
+            raise UserError(f"{url}: the command has to hold {{name}}, which becomes the shard's file name")
 
     def stream(self, name: str) -> Iterator[bytes]:
         if self.url.startswith("pipe:"):
@@ -71,7 +71,7 @@ class RemoteFolder:
         return b"".join(self.stream(name))
 
     def open(self, name: str, digest: str) -> BinaryIO:
-        """A shard's copy on the disk, fetched first if there is none. `digest` tells its versions apart."""
+        """A shard's copy on the disk, fetched first if there is none. `digest` distinguishes its versions."""
         label = hashlib.sha256(f"{self.url}/{name} {digest}".encode()).hexdigest()
         path = self.cache / f"{label}.tar"
         try:
@@ -88,7 +88,7 @@ class RemoteFolder:
                 return open(path, "rb", buffering=0)
         except OSError as error:
             raise UserError(
-                f"{self.cache}: cannot keep {name} ({error}); set data.cache to a folder with more room"
+                f"{self.cache}: cannot cache {name} ({error}); set data.cache to a folder with more room"
             ) from None
 
     def prefetch(self, name: str, digest: str) -> None:
@@ -99,14 +99,6 @@ class RemoteFolder:
                 self.open(name, digest).close()
 
         threading.Thread(target=fetch, daemon=True).start()
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds a lock among the processes and threads of this machine."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def make_room(cache: Path, limit: float, keep: Path) -> None:
@@ -150,11 +142,14 @@ def stream(url: str) -> Iterator[bytes]:
         except UserError:
             raise
         except Exception as error:  # of whatever library carries the bytes
-            if isinstance(error, ImportError | ValueError):
-                raise UserError(f"{url}: {advice(url, error)}") from None
+            if isinstance(error, ImportError):
+                package = "s3fs" if url.startswith("s3://") else "the package that fsspec names"
+                raise UserError(f"{url}: needs a further package: pip install {package} ({summary(error)})") from None
+            if isinstance(error, ValueError):  # a kind of URL that cannot be opened at all
+                raise UserError(f"{url}: cannot be read ({summary(error)})") from None
             failures += 1
             if failures == TRIES or is_final(error):
-                raise UserError(f"{url}: cannot be read at byte {position} ({describe(error)})") from None
+                raise UserError(f"{url}: cannot be read at byte {position} ({summary(error)})") from None
             time.sleep(PAUSE_SECONDS * 2 ** (failures - 1))
 
 
@@ -176,12 +171,12 @@ def open_at(url: str, start: int) -> Iterator[Source]:
     """A connection whose next byte is number `start`."""
     if url.startswith(("http://", "https://")):
         headers = {"User-Agent": "audioldm2"} | ({"Range": f"bytes={start}-"} if start else {})
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=SILENT_SECONDS) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=STALL_SECONDS) as answer:
             if answer.status == 206:
                 size = int(answer.headers["Content-Range"].rpartition("/")[2])
             else:  # the whole file: from its beginning, or by a server that knows no ranges
                 if answer.headers["Content-Length"] is None:
-                    raise ValueError("the server does not tell its length")
+                    raise ValueError("the server does not give its length")
                 size = int(answer.headers["Content-Length"])
                 skip(answer.read1, start)
             # read1 hands on what has come, read would wait for more and lose it all in a break
@@ -210,17 +205,9 @@ def is_final(error: Exception) -> bool:
     return isinstance(error, FileNotFoundError | PermissionError)
 
 
-def describe(error: Exception) -> str:
+def summary(error: Exception) -> str:
     missing = isinstance(error, FileNotFoundError) or getattr(error, "code", None) == 404
     return "no such file" if missing else " ".join(str(error).split()) or repr(error)
-
-
-def advice(url: str, error: Exception) -> str:
-    """What to do about a kind of URL that cannot be opened at all."""
-    if not isinstance(error, ImportError):
-        return f"cannot be read ({describe(error)})"
-    package = "s3fs" if url.startswith("s3://") else "the package that fsspec names"
-    return f"needs a further package: pip install {package} ({describe(error)})"
 
 
 def stream_command(command: str) -> Iterator[bytes]:

@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from audioldm2_pl.audio import Fbank
 from audioldm2_pl.fields import bounded
+from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.audiomae import AudioMAE
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
@@ -27,21 +29,35 @@ class AudioMAETrainingConfig(StageConfig):
 
 
 class AudioMAEPretraining(Stage):
+    """Trains AudioMAE on the log filter banks of whole clips."""
+
     name = "audiomae"
+    makes = "audiomae"
+    settings = ("audiomae",)
     networks = ("audiomae",)
     averaged = ("audiomae",)
+    needs_whole_clips = True
 
-    def __init__(self, experiment, folder):
-        super().__init__(experiment, folder)
-        self.audiomae = folder.start("audiomae") or AudioMAE(experiment.audiomae)
-        self.freeze(fbank=Fbank(experiment.audio))
+    def __init__(self, config: AudioMAETrainingConfig, audiomae: AudioMAE, fbank: Fbank):
+        super().__init__(config)
+        self.audiomae = audiomae
+        self.freeze(fbank=fbank)
+
+    @classmethod
+    def build(cls, experiment: Any, folder: ModelFolder) -> Stage:
+        audiomae = folder.start("audiomae") or AudioMAE(experiment.audiomae)
+        return cls(experiment.training.audiomae, audiomae, Fbank(experiment.audio))
 
     def features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"fbank": self.frozen["fbank"](batch["waveform"])}  # (B, 1, frames, bins)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        fbank = self.features_of(batch)["fbank"]
+        fbank = self.features_of(batch)["fbank"]  # (B, 1, frames, bins)
         return {"reconstruction": self.audiomae(fbank, self.shared.on(fbank.device))}
 
     def parts(self) -> dict[str, Any]:
         return {"audiomae": self.audiomae}
+
+    def example(self, experiment: Any) -> tuple[Any, ...] | None:
+        audiomae = experiment.audiomae
+        return self.audiomae, torch.empty(self.config.batch_size, 1, audiomae.num_frames, audiomae.num_bins)

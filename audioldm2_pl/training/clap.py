@@ -13,6 +13,7 @@ from torch import Tensor, distributed
 
 from audioldm2_pl.conditioners.clap import CLAP
 from audioldm2_pl.fields import bounded
+from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.seeds import seed_of
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
@@ -50,17 +51,22 @@ class CLAPPretraining(Stage):
     """Trains both encoders and the two temperatures; every rank's clips are each other's negatives."""
 
     name = "clap"
+    makes = "clap"
+    settings = ("conditioners",)
     networks = ("clap",)
     averaged = ("clap",)
 
-    def __init__(self, experiment, folder):
-        super().__init__(experiment, folder)
-        model = folder.start("text_encoder")
-        if model is None:
-            clap = CLAP.build(experiment.conditioners.clap)
-        else:
-            clap = CLAP.from_parts(model, folder.load("tokenizer"), folder.load("feature_extractor"))
+    def __init__(self, config: CLAPTrainingConfig, clap: CLAP, sample_rate: int):
+        """`sample_rate` in Hz, of the batches' waveforms."""
+        super().__init__(config)
         self.clap = clap.requires_grad_(True).train()
+        self.sample_rate = sample_rate
+
+    @classmethod
+    def build(cls, experiment: Any, folder: ModelFolder) -> Stage:
+        started = folder.start("text_encoder") is not None
+        clap: Any = folder.conditioner("clap") if started else CLAP.build(experiment.conditioners.clap)
+        return cls(experiment.training.clap, clap, experiment.audio.sample_rate)
 
     @torch.no_grad()
     def clamp_logit_scales(self) -> None:
@@ -76,8 +82,7 @@ class CLAPPretraining(Stage):
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         # before the forward pass, not after the step: a checkpoint is written between the two
         self.clamp_logit_scales()
-        rate = self.experiment.audio.sample_rate
-        audio = self.clap.encode_audio(batch["waveform"], rate).embedding.squeeze(1)  # (B, D)
+        audio = self.clap.encode_audio(batch["waveform"], self.sample_rate).embedding.squeeze(1)  # (B, D)
         text = self.clap.encode_text(batch["text"]).embedding.squeeze(1)  # (B, D)
         captions = self.gather(caption_ids(batch["text"], audio.device))  # (ranks * B,)
         same = captions[:, None] == captions[None, :]
@@ -86,8 +91,4 @@ class CLAPPretraining(Stage):
 
     def parts(self) -> dict[str, Any]:
         self.clamp_logit_scales()
-        return {
-            "text_encoder": self.clap.model,
-            "tokenizer": self.clap.tokenizer,
-            "feature_extractor": self.clap.feature_extractor,
-        }
+        return self.clap.parts()

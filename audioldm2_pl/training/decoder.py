@@ -7,7 +7,7 @@ The encoder rests, so that latents stay what they were: a T-UNet that was traine
 Letters: B batch, T samples, F frames, M mel bins.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,14 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audioldm2_pl.audio import LogMel
+from audioldm2_pl.editing import Edit
 from audioldm2_pl.fields import bounded
+from audioldm2_pl.generation import Generation, Sampling
+from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.diffusion import draw_noise
 from audioldm2_pl.models.vae import encode, log_mel_of
 from audioldm2_pl.pipeline import AudioLDM2
 from audioldm2_pl.seeds import draw_rows, noise_like, seed_of
-from audioldm2_pl.training.ldm import draw_latent
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
+from audioldm2_pl.training.vae import reconstruct_waveform
 
 CELL = 8  # frames and mel bins over which roughness is averaged
 LAGS = (1, 2, 3, 4, 6, 8)  # frames or mel bins between the two that roughness compares
@@ -66,21 +69,52 @@ class DecoderFinetuning(Stage):
     """Trains the VAE's decoder alone, on latents with noise and, with `sampled_from`, on the T-UNet's."""
 
     name = "decoder"
+    settings = ("vae",)
+    optional = True
     networks = ("decoder", "vae")
     averaged = ("decoder",)
 
-    def __init__(self, experiment, folder):
-        super().__init__(experiment, folder)
-        vae = folder.load("vae")
+    def __init__(
+        self,
+        config: DecoderTrainingConfig,
+        vae: Any,
+        log_mel: LogMel,
+        model: AudioLDM2 | None = None,
+        sampling: Sampling | None = None,
+    ):
+        """`model` samples the latents that `sampled_from` asks for, as `sampling` says."""
+        super().__init__(config)
+        if config.sampled_from and model is None:
+            raise ValueError("sampled_from asks for latents of a T-UNet: give the stage a model")
         self.freeze(vae=vae)
         self.decoder = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
-        self.log_mel = LogMel(experiment.audio)
-        # opened here, so that a missing part is told at once
-        self.generator = AudioLDM2(folder) if self.config.sampled_from else None
+        self.log_mel = log_mel
+        self.model = model
+        self.sampling = replace(sampling or Sampling(), candidates=1)
+
+    @classmethod
+    def build(cls, experiment: Any, folder: ModelFolder) -> Stage:
+        config = experiment.training.decoder
+        model = AudioLDM2(folder, folder.device) if config.sampled_from else None
+        return cls(config, folder.load("vae"), LogMel(experiment.audio), model, experiment.sampling)
+
+    @classmethod
+    def reads(cls, experiment: Any) -> tuple[str, ...]:
+        if not experiment.training.decoder.sampled_from:
+            return ("vae",)
+        needed = ("gpt2",) if experiment.uses_loa else ()
+        return ("vae", "unet", "vocoder", *needed, *experiment.condition_names)
+
+    @classmethod
+    def writes(cls, experiment: Any) -> tuple[str, ...]:
+        return ("vae",)
+
+    def frozen_networks(self) -> list[nn.Module]:
+        return [*super().frozen_networks(), *(self.model.networks if self.model is not None else ())]
 
     def on_fit_start(self) -> None:
-        if self.generator is not None and self.generator.device != self.device:
-            self.generator = AudioLDM2(self.folder, self.device)
+        if self.model is not None:
+            self.model.to(self.device)
         super().on_fit_start()
 
     @torch.no_grad()
@@ -89,7 +123,7 @@ class DecoderFinetuning(Stage):
         log_mel = self.log_mel(batch["waveform"])
         posterior = encode(self.frozen["vae"], log_mel)  # type: ignore[arg-type]
         features = {"log_mel": log_mel, "mean": posterior.mean, "std": posterior.std}
-        if self.generator is not None:
+        if self.model is not None:
             features["sampled"] = self.sampled(batch, posterior)
         return features
 
@@ -98,34 +132,33 @@ class DecoderFinetuning(Stage):
 
         All draws follow from the clip's id: the other clips of a batch do not matter.
         """
-        generator: Any = self.generator
-        diffusion, choices = self.experiment.diffusion, self.config.sampled_from
-        seeds = [seed_of(self.experiment.seed, self.name, clip) for clip in batch["id"]]
+        model, choices = self.model, self.config.sampled_from
+        assert model is not None
+        seeds = [seed_of(self.seed, self.name, clip) for clip in batch["id"]]
         noise = draw_noise(posterior.mean.shape[1:], [torch.Generator().manual_seed(seed) for seed in seeds])
-        latent = (posterior.mean + posterior.std * noise.to(posterior.mean)) * generator.vae.config.scaling_factor
+        latent = (posterior.mean + posterior.std * noise.to(posterior.mean)) * model.vae.config.scaling_factor
         picked = [seed_of(seed, "timestep") % len(choices) for seed in seeds]
         sampled = torch.empty_like(latent)
         for choice in set(picked):
             rows = [row for row, pick in enumerate(picked) if pick == choice]
-            sampled[rows] = generator.generate_latent(
-                [batch["text"][row] for row in rows],
-                [seed_of(seeds[row], "sample") for row in rows],
-                latent.shape[2],
-                diffusion.num_steps,
-                diffusion.guidance_scale,
-                diffusion.eta,
-                unconditional=diffusion.unconditional,
-                transcripts=[batch["transcript"][row] for row in rows] if generator.is_speech else None,
-                start=(latent[rows], choices[choice]),
-            )
+            requests = [
+                Generation(
+                    batch["text"][row],
+                    transcript=batch["transcript"][row] if model.is_speech else None,
+                    seed=seed_of(seeds[row], "sample"),
+                )
+                for row in rows
+            ]
+            edit = Edit(latent[rows], start_timestep=choices[choice])
+            sampled[rows] = model.generate_latent(requests, self.sampling, edit)
         return sampled
 
     def cropped(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One random stretch of `crop_seconds` of each clip, the same of its log-mel and its latents."""
+        """One random crop of each clip, (B, C, frames, bins): the same of its log-mel and its latents."""
         num_latent_frames = features["mean"].shape[2]
-        seconds = self.config.crop_seconds or self.experiment.audio.clip_seconds
-        num_frames = round(seconds * self.experiment.audio.frames_per_second)
-        length = num_frames // self.experiment.vae.downsampling
+        unit = features["log_mel"].shape[2] // num_latent_frames  # frames under one latent position
+        seconds = self.config.crop_seconds
+        length = num_latent_frames if seconds is None else self.log_mel.config.num_frames_of(seconds) // unit
         if length >= num_latent_frames:
             return features
         cpu = self.shared.on("cpu")
@@ -142,7 +175,8 @@ class DecoderFinetuning(Stage):
     def latent_to_decode(self, features: dict[str, Tensor]) -> Tensor:
         """Scaled latent (B, C, H, W): a posterior sample and noise on it or, of a share of the clips, the T-UNet's."""
         generator = self.shared.on(features["mean"].device)
-        latent = draw_latent(self.frozen, features, generator)
+        scaling_factor = self.frozen["vae"].config["scaling_factor"]  # type: ignore[index]
+        latent = (features["mean"] + features["std"] * noise_like(features["mean"], generator)) * scaling_factor
         noise = noise_like(latent, generator)
 
         def draw(n: int) -> Tensor:
@@ -156,7 +190,7 @@ class DecoderFinetuning(Stage):
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         features = self.cropped(self.features_of(batch))
-        log_mel = features["log_mel"]
+        log_mel = features["log_mel"]  # (B, 1, F, M)
         reconstruction = log_mel_of(self.frozen["vae"], self.latent_to_decode(features))  # type: ignore[arg-type]
         return {
             "reconstruction": F.l1_loss(reconstruction, log_mel),
@@ -165,3 +199,12 @@ class DecoderFinetuning(Stage):
 
     def parts(self) -> dict[str, Any]:
         return {"vae": self.frozen["vae"]}
+
+    def preview(self, folder: ModelFolder, batch: dict[str, Any], experiment: Any) -> Tensor | None:
+        return reconstruct_waveform(folder, batch["waveform"], self.log_mel)
+
+    def example(self, experiment: Any) -> tuple[Any, ...] | None:
+        r = experiment.vae.downsampling
+        num_frames = experiment.audio.num_frames_of(self.config.crop_seconds)
+        sizes = (experiment.vae.latent_channels, num_frames // r, experiment.audio.num_mel_bins // r)
+        return self.decoder[1], torch.empty(self.config.batch_size, *sizes)

@@ -1,4 +1,4 @@
-"""The averaged weights of a stage: measured in validation, and saved in the end."""
+"""Exponential moving average of a stage's weights: validated and saved instead of the last ones."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +23,7 @@ class EMA(L.Callback):
         self.average: dict[str, Tensor] = {}
 
     def weights(self, stage: Stage) -> dict[str, Tensor]:
+        """The parameters (...) that learn, by network and name."""
         return {
             f"{name}.{key}": parameter
             for name in stage.averaged
@@ -47,7 +48,7 @@ class EMA(L.Callback):
 
     @torch.no_grad()
     def swap(self, stage: Stage) -> None:
-        """The averaged weights and the networks' own change places."""
+        """Exchanges the averaged weights and the networks' own."""
         for name, weight in self.weights(stage).items():
             last = weight.detach().clone()
             weight.copy_(self.average[name])
@@ -55,7 +56,7 @@ class EMA(L.Callback):
 
     @contextmanager
     def applied(self, stage: Stage) -> Iterator[None]:
-        """The averaged weights in the networks' place."""
+        """A context in which the networks have the averaged weights."""
         self.swap(stage)
         try:
             yield

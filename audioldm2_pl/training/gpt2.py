@@ -1,23 +1,23 @@
-"""Stage `gpt2`: GPT-2 learns to say a clip's LOA from its caption, teacher-forced (paper §III-C)."""
+"""Stage `gpt2`: GPT-2 learns to generate a clip's LOA from its conditions, teacher-forced (paper §III-C)."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audioldm2_pl.audio import Fbank
-from audioldm2_pl.conditioners.clap import single
-from audioldm2_pl.conditioners.condition import Condition
-from audioldm2_pl.conditioners.phonemes import PhonemeEncoder
+from audioldm2_pl.conditioners.config import CONDITIONS, conditioner_class
 from audioldm2_pl.fields import bounded
+from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.audiomae import num_loa_vectors, pool_loa
-from audioldm2_pl.models.gpt2 import LOAGenerator, build_gpt2, build_projection
-from audioldm2_pl.training.ldm import stored_words
+from audioldm2_pl.models.gpt2 import LOAGenerator, build_gpt2
+from audioldm2_pl.models.projection import ConditionProjection
+from audioldm2_pl.pipeline import AudioLDM2
+from audioldm2_pl.training.audio_encoder import AudioEncoder
+from audioldm2_pl.training.conditions import condition_widths, open_conditioners, sound_features, sound_names
+from audioldm2_pl.training.ldm import generate_previews
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
-from audioldm2_pl.training.words import WORDS, learning_words, take_words, words_parts
 
 LOA_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}  # the paper's, and the authors' code's
 
@@ -35,65 +35,85 @@ class GPT2TrainingConfig(StageConfig):
     loss: Literal["mse", "l1"] = "mse"  # distance to AudioMAE's LOA: mse as the paper, l1 as the authors' code
 
 
-def prompt_conditions(stage: Any, batch: dict[str, Any], features: dict[str, Tensor]) -> list[Condition]:
-    """GPT-2's two conditions: CLAP and T5 of the captions, or for speech CLAP of the sound and phonemes, which learn.
+def build_loa_generator(experiment: Any, folder: ModelFolder) -> LOAGenerator:
+    """GPT-2 and the projections of its conditions: new, or what the experiment starts from."""
+    gpt2 = folder.start("language_model") or build_gpt2(experiment.gpt2, num_loa_vectors(experiment.audiomae))
+    projection = folder.start("projection_model")
+    if projection is None:
+        widths = condition_widths(experiment, folder)
+        phonemes = experiment.conditioners.phonemes
+        projection = ConditionProjection(
+            {name: widths[name] for name in experiment.gpt2.conditions},
+            experiment.gpt2.hidden_size,
+            None if phonemes is None else phonemes.max_length,
+        )
+    return LOAGenerator(gpt2, projection)
 
-    Speech corpora have transcripts but no captions: in training CLAP hears the clip, in generation it reads a prompt.
-    """
-    if stage.experiment.is_speech:
-        return [single(features["clap"]), stage.phonemes(batch["transcript"])]
-    with torch.no_grad():
-        stored = "clap_text" in features
-        clap = single(features["clap_text"]) if stored else stage.frozen["clap"].encode_text(batch["text"])
-    words = stored_words(features)
-    return [clap, stage.network("t5")(batch["text"]) if words is None else words]
 
+class GPT2Finetuning(Stage):
+    """Trains GPT-2, the projections, and the conditioners that GPT-2 reads and that are not frozen."""
 
-def clap_features(stage: Any, waveform: Tensor) -> dict[str, Tensor]:
-    """CLAP's embedding of the sound (B, D) where speech is trained, nothing elsewhere."""
-    if not stage.experiment.is_speech:
-        return {}
-    sound = stage.frozen["clap"].encode_audio(waveform, stage.experiment.audio.sample_rate)
-    return {"clap": sound.embedding[:, 0]}
+    name = "gpt2"
+    makes = "gpt2"
+    settings = ("conditioners", "audiomae", "gpt2")
+    reads_features = True
+    networks = (*CONDITIONS, "loa_generator", "audiomae")
+    needs_whole_clips = True
+
+    def __init__(
+        self,
+        config: GPT2TrainingConfig,
+        loa_generator: LOAGenerator,
+        audio_encoder: AudioEncoder,
+        conditioners: dict[str, Any],
+    ):
+        super().__init__(config)
+        self.loa_generator = loa_generator
+        self.freeze(audio_encoder=audio_encoder)
+        self.add_conditioners(conditioners)
+        self.averaged = ("loa_generator", *self.trained_conditioners)
+        self.encoded = (*audio_encoder.names, *sound_names(conditioners))
+
+    @classmethod
+    def build(cls, experiment: Any, folder: ModelFolder) -> Stage:
+        conditioners = open_conditioners(experiment, folder, experiment.gpt2.conditions)
+        audiomae, pooling = folder.load("audiomae"), experiment.audiomae.pooling
+        audio_encoder = AudioEncoder(experiment.audio, audiomae=audiomae, pooling=pooling)
+        loa_generator = build_loa_generator(experiment, folder)
+        return cls(experiment.training.gpt2, loa_generator, audio_encoder, conditioners)
+
+    @classmethod
+    def reads(cls, experiment: Any) -> tuple[str, ...]:
+        return (*(n for n in experiment.gpt2.conditions if conditioner_class(n).has_own_stage), "audiomae")
+
+    @classmethod
+    def writes(cls, experiment: Any) -> tuple[str, ...]:
+        return ("gpt2", *experiment.trainable_conditioners(experiment.gpt2.conditions))
+
+    def features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """A batch's "loa" (B, L, D), and (B, D) of each frozen conditioner that reads the sound."""
+        sound = self.frozen["audio_encoder"].features(batch["waveform"])  # type: ignore[operator]
+        return self.from_stored(sound | sound_features(self.conditioners, self.inputs(batch)))
+
+    def from_stored(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        loa = pool_loa(features["grid"], self.frozen["audio_encoder"].pooling)  # type: ignore[arg-type]  # (B, L, D)
+        return {"loa": loa, **{name: value for name, value in features.items() if name != "grid"}}
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        features = self.features_of(batch)
+        encoded = self.encode(batch, features)
+        conditions = [encoded[name] for name in self.loa_generator.conditions]
+        predicted = self.loa_generator.teacher_forced(conditions, features["loa"])  # (B, L, D)
+        return {"loa": LOA_LOSSES[self.config.loss](predicted, features["loa"])}
+
+    def parts(self) -> dict[str, Any]:
+        return loa_parts(self)
+
+    def preview(self, folder: ModelFolder, batch: dict[str, Any], experiment: Any) -> Tensor | None:
+        return generate_previews(AudioLDM2(folder, self.device), batch, experiment)
 
 
 def loa_parts(stage: Any) -> dict[str, Any]:
     """What the gpt2 and joint stages write of GPT-2 and of what it reads."""
     generator = stage.loa_generator
-    return {"language_model": generator.gpt2, "projection_model": generator.projection, **words_parts(stage)}
-
-
-class GPT2Finetuning(Stage):
-    name = "gpt2"
-    networks = (*WORDS, "loa_generator", "audiomae", "clap")
-
-    def __init__(self, experiment, folder):
-        super().__init__(experiment, folder)
-        clap, words = folder.clap(), take_words(self)
-        gpt2 = folder.start("language_model") or build_gpt2(experiment.gpt2, num_loa_vectors(experiment.audiomae))
-        projection = folder.start("projection_model") or build_projection(
-            [clap.embedding_dim, words.embedding_dim],
-            experiment.gpt2,
-            words.max_length if isinstance(words, PhonemeEncoder) else None,
-        )
-        self.loa_generator = LOAGenerator(gpt2, projection)
-        self.freeze(clap=clap, audiomae=folder.load("audiomae"), fbank=Fbank(experiment.audio))
-        self.averaged = ("loa_generator", *learning_words(self))
-        self.encoded = ("grid", "clap") if experiment.is_speech else ("grid",)
-
-    def features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        audiomae = self.frozen["audiomae"]
-        grid = audiomae.features(self.frozen["fbank"](batch["waveform"]))  # type: ignore[operator]
-        return self.of_stored({"grid": grid, **clap_features(self, batch["waveform"])})
-
-    def of_stored(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        loa = pool_loa(features["grid"], self.experiment.audiomae.pooling)  # (B, L, D)
-        return {"loa": loa, **{name: value for name, value in features.items() if name != "grid"}}
-
-    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        features = self.features_of(batch)
-        predicted = self.loa_generator.teacher_forced(prompt_conditions(self, batch, features), features["loa"])
-        return {"loa": LOA_LOSSES[self.config.loss](predicted, features["loa"])}
-
-    def parts(self) -> dict[str, Any]:
-        return loa_parts(self)
+    return {"language_model": generator.gpt2, "projection_model": generator.projection, **stage.conditioner_parts()}

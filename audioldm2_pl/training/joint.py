@@ -3,25 +3,31 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from audioldm2_pl.audio import Fbank, LogMel
+from audioldm2_pl.conditioners.condition import Condition
+from audioldm2_pl.conditioners.config import CONDITIONS
 from audioldm2_pl.fields import bounded
-from audioldm2_pl.models.audiomae import pool_loa
-from audioldm2_pl.models.diffusion import diffusion_loss
+from audioldm2_pl.hub.folder import ModelFolder
+from audioldm2_pl.models.audiomae import num_loa_vectors, pool_loa
+from audioldm2_pl.models.diffusion import DiffusionConfig
 from audioldm2_pl.models.gpt2 import LOAGenerator
-from audioldm2_pl.training.gpt2 import LOA_LOSSES, clap_features, loa_parts, prompt_conditions
+from audioldm2_pl.models.unet import TUNet
+from audioldm2_pl.pipeline import AudioLDM2
+from audioldm2_pl.training.audio_encoder import AudioEncoder
+from audioldm2_pl.training.conditions import open_conditioners, sound_features, sound_names
+from audioldm2_pl.training.gpt2 import LOA_LOSSES, loa_parts
 from audioldm2_pl.training.ldm import (
-    draw_latent,
-    dropped_clips,
-    encode_audio,
+    conditional_loss,
+    draw_dropped_clips,
+    generate_previews,
+    open_audio_encoder,
     open_unet,
-    stored_words,
-    unet_conditions,
+    unet_example,
 )
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
-from audioldm2_pl.training.words import WORDS, take_words
 
 
 @dataclass
@@ -38,40 +44,87 @@ class JointTrainingConfig(StageConfig):
     )
     ema_decay: float | None = 0.9999
     loss: Literal["mse", "l1"] = "mse"  # distance to AudioMAE's LOA: mse as the paper, l1 as the authors' code
-    p_gt: float = bounded(0.25, ge=0, le=1)  # probability that a batch's T-UNet hears AudioMAE's LOA, not GPT-2's
+    p_gt: float = bounded(0.25, ge=0, le=1)  # probability that a batch's T-UNet reads AudioMAE's LOA, not GPT-2's
+    skip_dropped_loa: bool = False  # leave clips without conditions out of the loa term, as the authors' code
 
 
 class JointFinetuning(Stage):
-    name = "joint"
-    averaged = ("unet",)
-    networks = ("unet", "loa_generator", *WORDS, "vae", "audiomae", "clap")
+    """Trains T-UNet, GPT-2, the projections, and the conditioners that are not frozen."""
 
-    def __init__(self, experiment, folder):
-        super().__init__(experiment, folder)
-        self.unet = open_unet(folder, experiment.unet.num_heads)
-        self.loa_generator = LOAGenerator(folder.load("language_model"), folder.load("projection_model"))
-        take_words(self)
-        self.encoded = ("mean", "std", "grid", "clap") if experiment.is_speech else ("mean", "std", "grid")
-        self.freeze(clap=folder.clap(), vae=folder.load("vae"), audiomae=folder.load("audiomae"))
-        self.freeze(log_mel=LogMel(experiment.audio), fbank=Fbank(experiment.audio))
+    name = "joint"
+    settings = ("conditioners", "audiomae", "vae", "unet", "gpt2", "diffusion")
+    reads_features = True
+    networks = ("unet", "loa_generator", *CONDITIONS, "vae", "audiomae")
+    averaged = ("unet",)
+    needs_whole_clips = True
+
+    def __init__(
+        self,
+        config: JointTrainingConfig,
+        unet: TUNet,
+        loa_generator: LOAGenerator,
+        audio_encoder: AudioEncoder,
+        conditioners: dict[str, Any],
+        diffusion: DiffusionConfig,
+    ):
+        super().__init__(config)
+        self.unet = unet
+        self.loa_generator = loa_generator
+        self.diffusion = diffusion
+        self.freeze(audio_encoder=audio_encoder)
+        self.add_conditioners(conditioners)
+        self.encoded = (*audio_encoder.names, *sound_names(conditioners))
+
+    @classmethod
+    def build(cls, experiment: Any, folder: ModelFolder) -> Stage:
+        return cls(
+            experiment.training.joint,
+            open_unet(folder, experiment.unet.num_heads),
+            LOAGenerator(folder.load("language_model"), folder.load("projection_model")),
+            open_audio_encoder(experiment, folder),
+            open_conditioners(experiment, folder, experiment.condition_names),
+            experiment.diffusion,
+        )
+
+    @classmethod
+    def reads(cls, experiment: Any) -> tuple[str, ...]:
+        return ("unet", "gpt2", *experiment.condition_names, "vae", "audiomae")
+
+    @classmethod
+    def writes(cls, experiment: Any) -> tuple[str, ...]:
+        return ("unet", "gpt2", *experiment.trainable_conditioners(experiment.condition_names))
 
     def features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return encode_audio(self.frozen, batch["waveform"]) | clap_features(self, batch["waveform"])
+        """What `AudioEncoder.features` gives, and (B, D) of each frozen conditioner that reads the sound."""
+        sound = self.frozen["audio_encoder"].features(batch["waveform"])  # type: ignore[operator]
+        return sound | sound_features(self.conditioners, self.inputs(batch))
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        features = self.features_of(batch)
-        generator = self.shared.on(features["mean"].device)
-        latent = draw_latent(self.frozen, features, generator)
-        true_loa = pool_loa(features["grid"], self.experiment.audiomae.pooling)
-        prompts = prompt_conditions(self, batch, features)
+        features, encoder = self.features_of(batch), self.frozen["audio_encoder"]
+        latent = encoder.draw_latent(features, self.shared.on(features["mean"].device))  # type: ignore[operator]
+        true_loa = pool_loa(features["grid"], encoder.pooling)  # type: ignore[arg-type]  # (B, L, D)
+        conditions = self.encode(batch, features)
+        prompts = [conditions[name] for name in self.loa_generator.conditions]
         takes_true = self.shared.python.random() < self.config.p_gt
-        loa = true_loa if takes_true else self.loa_generator.generate(prompts)
-        dropped = dropped_clips(self, len(latent))
-        conditions = unet_conditions(loa, batch["text"], self.network("t5"), dropped, stored_words(features))
-        diffusion = self.experiment.diffusion
-        loss = diffusion_loss(diffusion, lambda z, t: self.unet(z, t, conditions), latent, generator)
-        said = self.loa_generator.teacher_forced(prompts, true_loa)
-        return {"diffusion": loss, "loa": LOA_LOSSES[self.config.loss](said, true_loa)}
+        conditions["loa"] = Condition.of(true_loa if takes_true else self.loa_generator.generate(prompts))
+        dropped = draw_dropped_clips(self, len(latent))
+        diffusion = conditional_loss(self, latent, conditions, dropped)
+        predicted = self.loa_generator.teacher_forced(prompts, true_loa)
+        return {"diffusion": diffusion, "loa": self.loa_term(predicted, true_loa, dropped.get("loa"))}
+
+    def loa_term(self, predicted: Tensor, loa: Tensor, dropped: Tensor | None) -> Tensor:
+        """Distance of GPT-2's LOA to AudioMAE's, both (B, L, D); `skip_dropped_loa` leaves out dropped clips (B,)."""
+        if not self.config.skip_dropped_loa or dropped is None or not dropped.any():
+            return LOA_LOSSES[self.config.loss](predicted, loa)
+        each = LOA_LOSSES[self.config.loss](predicted, loa, reduction="none").mean(dim=(1, 2))  # (B,)
+        weight = (~dropped).to(each)
+        return (each * weight).sum() / torch.clamp(weight.sum(), min=1.0)
 
     def parts(self) -> dict[str, Any]:
         return {"unet": self.unet, **loa_parts(self)}
+
+    def preview(self, folder: ModelFolder, batch: dict[str, Any], experiment: Any) -> Tensor | None:
+        return generate_previews(AudioLDM2(folder, self.device), batch, experiment)
+
+    def example(self, experiment: Any) -> tuple[Any, ...] | None:
+        return unet_example(self, experiment, num_loa_vectors(experiment.audiomae))

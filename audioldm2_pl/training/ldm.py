@@ -6,19 +6,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audioldm2_pl.audio import Fbank, LogMel
 from audioldm2_pl.conditioners.condition import Condition
-from audioldm2_pl.conditioners.t5 import T5
+from audioldm2_pl.conditioners.config import CONDITIONS, conditioner_class
 from audioldm2_pl.fields import bounded
+from audioldm2_pl.generation import Generation
 from audioldm2_pl.hub.folder import ModelFolder
-from audioldm2_pl.models.audiomae import pool_loa
-from audioldm2_pl.models.diffusion import build_scheduler, diffusion_loss, draw_dropped
+from audioldm2_pl.models.audiomae import num_loa_vectors, pool_loa
+from audioldm2_pl.models.diffusion import DiffusionConfig, build_scheduler, diffusion_loss
 from audioldm2_pl.models.unet import TUNet
-from audioldm2_pl.models.vae import encode
-from audioldm2_pl.seeds import draw_rows, noise_like
+from audioldm2_pl.pipeline import AudioLDM2
+from audioldm2_pl.seeds import draw_rows, seed_of
+from audioldm2_pl.training.audio_encoder import AudioEncoder
+from audioldm2_pl.training.conditions import (
+    condition_widths,
+    draw_dropped,
+    drop_conditions,
+    open_conditioners,
+    sound_features,
+    sound_names,
+)
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
-from audioldm2_pl.training.words import WORDS, learning_words, take_words, words_parts
 
 
 @dataclass
@@ -36,72 +44,12 @@ class LDMTrainingConfig(StageConfig):
     loa_dropout: float = bounded(0.0, ge=0, le=1)  # probability that a clip's LOA is left out: its words have to tell
 
 
-def encode_latent(frozen: dict[str, Any], waveform: Tensor) -> dict[str, Tensor]:
-    """Waveform (B, T) => the VAE's posterior "mean", "std" (B, C, H, W)."""
-    posterior = encode(frozen["vae"], frozen["log_mel"](waveform))
-    return {"mean": posterior.mean, "std": posterior.std}
-
-
-def encode_audio(frozen: dict[str, Any], waveform: Tensor) -> dict[str, Tensor]:
-    """Waveform (B, T) => the VAE's posterior, and AudioMAE's "grid" (B, T', F', D)."""
-    return {**encode_latent(frozen, waveform), "grid": frozen["audiomae"].features(frozen["fbank"](waveform))}
-
-
-def draw_latent(
-    frozen: dict[str, Any], features: dict[str, Tensor], generator: torch.Generator | None = None
-) -> Tensor:
-    """A sample of the posterior, scaled to unit variance, (B, C, H, W)."""
-    mean = features["mean"]
-    latent = mean + features["std"] * noise_like(mean, generator)
-    return latent * frozen["vae"].config.scaling_factor
-
-
-def stored_words(features: dict[str, Tensor]) -> Condition | None:
-    """T5's reading of the captions where it was stored with the clips."""
-    return Condition(features["t5"], features["t5_mask"]) if "t5" in features else None
-
-
-def with_dropped(words: Condition, t5: T5, dropped: Tensor) -> Condition:
-    """Stored words of a batch, in a dropped clip's place those of the text ""."""
-    if not dropped.any():
-        return words
-    rows = torch.arange(len(words), device=dropped.device).masked_fill(dropped, len(words))
-    return Condition.cat([words, t5([""])])[rows.to(words.mask.device)]
-
-
-def unet_conditions(
-    loa: Tensor, texts: list[str], t5: T5 | None, dropped: Tensor, words: Condition | None = None
-) -> list[Condition]:
-    """[LOA, T5] of a batch, or for speech [LOA]; a dropped clip has zero LOA and the text "". `words`: stored ones."""
-    keep = (~dropped).to(loa)[:, None, None]
-    loa_mask = torch.ones(loa.shape[:2], dtype=torch.long, device=loa.device)
-    conditions = [Condition(loa * keep, loa_mask)]
-    if t5 is not None and words is not None:
-        conditions.append(with_dropped(words, t5, dropped))
-    elif t5 is not None:
-        conditions.append(t5(["" if drop else text for text, drop in zip(texts, dropped.tolist())]))
-    return conditions
-
-
-def without_loa(loa: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
+def drop_loa(loa: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
     """LOA (B, L, D), that of some clips zero; draws nothing where the probability is 0."""
     if probability == 0.0:
         return loa
     draws = draw_rows(lambda n: torch.rand(n, 1, 1, device=loa.device, generator=generator), len(loa))
     return loa.masked_fill(draws < probability, 0.0)
-
-
-def dropped_clips(stage: Stage, batch_size: int) -> Tensor:
-    """(B,) bool: which clips of a batch go without their conditions; none in validation."""
-    if not stage.training:
-        return torch.zeros(batch_size, dtype=torch.bool)
-    return draw_dropped(stage.experiment.diffusion, batch_size, stage.shared.on("cpu"))
-
-
-def film_of(clap: Any, sound: Tensor, dropped: Tensor) -> Tensor:
-    """AudioLDM 1's condition: CLAP's embedding of each sound (B, D), of a dropped one that of the text ""."""
-    nothing = clap.encode_text([""]).embedding[:, 0]
-    return torch.where(dropped.to(sound.device)[:, None], nothing, sound)
 
 
 def open_unet(folder: ModelFolder, num_heads: list[int]) -> TUNet:
@@ -113,52 +61,136 @@ def open_unet(folder: ModelFolder, num_heads: list[int]) -> TUNet:
     return unet
 
 
+def open_audio_encoder(experiment: Any, folder: ModelFolder) -> AudioEncoder:
+    """VAE, and AudioMAE where the T-UNet reads LOA, out of the model folder."""
+    audiomae = folder.load("audiomae") if experiment.uses_loa else None
+    return AudioEncoder(experiment.audio, folder.load("vae"), audiomae, experiment.audiomae.pooling)
+
+
+def read_conditions(stage: Any) -> list[str]:
+    """Names of what the stage's T-UNet reads, that beside the timestep last."""
+    config = stage.unet.config
+    return [*config.conditions, *filter(None, [config.film])]
+
+
+def draw_dropped_clips(stage: Any, batch_size: int) -> dict[str, Tensor]:
+    """Condition -> (B,) bool: which clips are trained without it; none in validation."""
+    spared = stage.diffusion.keep_first_batch and stage.batch_idx == 0
+    if not stage.training or spared:
+        return {}
+    return draw_dropped(stage.diffusion, read_conditions(stage), batch_size, stage.shared)
+
+
+def conditional_loss(
+    stage: Any, latent: Tensor, conditions: dict[str, Condition], dropped: dict[str, Tensor]
+) -> Tensor:
+    """The diffusion loss of latents (B, C, H, W) under named conditions, of dropped clips their empty ones."""
+    config = stage.unet.config
+    left = drop_conditions({name: conditions[name] for name in read_conditions(stage)}, dropped, stage.conditioners)
+    film = None if config.film is None else left[config.film].embedding[:, 0]  # (B, D)
+    read = [left[name] for name in config.conditions]
+    generator = stage.shared.on(latent.device)
+    return diffusion_loss(stage.diffusion, lambda z, t: stage.unet(z, t, read, film), latent, generator)
+
+
 class LDMPretraining(Stage):
+    """Trains the T-UNet, and the text encoders that it reads and that are not frozen."""
+
     name = "ldm"
-    networks = ("unet", *WORDS, "vae", "audiomae", "clap")
-    encoded = ("mean", "std", "grid")
+    makes = "unet"
+    settings = ("conditioners", "audiomae", "vae", "unet", "diffusion")
+    reads_features = True
+    networks = ("unet", *CONDITIONS, "vae", "audiomae")
 
-    def __init__(self, experiment, folder):
-        super().__init__(experiment, folder)
-        self.unet = open_unet(folder, experiment.unet.num_heads) if "unet" in folder.started else TUNet(experiment.unet)
-        self.freeze(vae=folder.load("vae"), log_mel=LogMel(experiment.audio))
-        if self.is_audioldm1:
-            self.encoded = ("mean", "std", "clap")
-            self.freeze(clap=folder.clap())
+    def __init__(
+        self,
+        config: LDMTrainingConfig,
+        unet: TUNet,
+        audio_encoder: AudioEncoder,
+        conditioners: dict[str, Any],
+        diffusion: DiffusionConfig,
+    ):
+        super().__init__(config)
+        self.unet = unet
+        self.diffusion = diffusion
+        self.freeze(audio_encoder=audio_encoder)
+        self.add_conditioners(conditioners)
+        self.averaged = ("unet", *self.trained_conditioners)
+        self.encoded = (*audio_encoder.names, *sound_names(conditioners))
+
+    @classmethod
+    def build(cls, experiment: Any, folder: ModelFolder) -> Stage:
+        if "unet" in folder.started:
+            unet = open_unet(folder, experiment.unet.num_heads)
         else:
-            self.freeze(audiomae=folder.load("audiomae"), fbank=Fbank(experiment.audio))
-        if not self.is_audioldm1 and not experiment.is_speech:  # whose T-UNet reads LOA alone
-            take_words(self, anew=True)
-        self.averaged = ("unet", *learning_words(self))
+            unet = TUNet(experiment.unet, condition_widths(experiment, folder))
+        conditioners = open_conditioners(experiment, folder, experiment.unet_conditioners, afresh=True)
+        audio_encoder = open_audio_encoder(experiment, folder)
+        return cls(experiment.training.ldm, unet, audio_encoder, conditioners, experiment.diffusion)
 
-    @property
-    def is_audioldm1(self) -> bool:
-        """CLAP hears the clip in training and reads the prompt in generation; there is no LOA (Liu et al. 2023)."""
-        return self.experiment.unet.film_dim is not None
+    @classmethod
+    def reads(cls, experiment: Any) -> tuple[str, ...]:
+        trained = [name for name in experiment.unet_conditioners if conditioner_class(name).has_own_stage]
+        return ("vae", *(("audiomae",) if experiment.uses_loa else ()), *trained)
+
+    @classmethod
+    def writes(cls, experiment: Any) -> tuple[str, ...]:
+        return ("unet", *experiment.trainable_conditioners(experiment.unet_conditioners))
 
     def features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        if not self.is_audioldm1:
-            return encode_audio(self.frozen, batch["waveform"])
-        clap: Any = self.frozen["clap"]
-        sound = clap.encode_audio(batch["waveform"], self.experiment.audio.sample_rate).embedding[:, 0]
-        return {**encode_latent(self.frozen, batch["waveform"]), "clap": sound}
+        """What `AudioEncoder.features` gives, and (B, D) of each frozen conditioner that reads the sound."""
+        sound = self.frozen["audio_encoder"].features(batch["waveform"])  # type: ignore[operator]
+        return sound | sound_features(self.conditioners, self.inputs(batch))
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         features = self.features_of(batch)
         generator = self.shared.on(features["mean"].device)
-        latent = draw_latent(self.frozen, features, generator)
-        dropped = dropped_clips(self, len(latent))
-        if self.is_audioldm1:
-            conditions, film = [], film_of(self.frozen["clap"], features["clap"], dropped)
-        else:
+        latent = self.frozen["audio_encoder"].draw_latent(features, generator)  # type: ignore  # (B, C, H, W)
+        dropped = draw_dropped_clips(self, len(latent))
+        conditions = self.encode(batch, features)
+        if "grid" in features:
             loa = pool_loa(features["grid"], self.shared.python.choice(self.config.poolings))
-            loa = without_loa(loa, self.config.loa_dropout if self.training else 0.0, generator)
-            words = stored_words(features)
-            conditions, film = unet_conditions(loa, batch["text"], self.network("t5"), dropped, words), None
-        diffusion = self.experiment.diffusion
-        return {
-            "diffusion": diffusion_loss(diffusion, lambda z, t: self.unet(z, t, conditions, film), latent, generator)
-        }
+            loa = drop_loa(loa, self.config.loa_dropout if self.training else 0.0, generator)
+            conditions["loa"] = Condition.of(loa)
+        return {"diffusion": conditional_loss(self, latent, conditions, dropped)}
 
     def parts(self) -> dict[str, Any]:
-        return {"unet": self.unet, **words_parts(self), "scheduler": build_scheduler(self.experiment.diffusion)}
+        return {"unet": self.unet, **self.conditioner_parts(), "scheduler": build_scheduler(self.diffusion)}
+
+    def preview(self, folder: ModelFolder, batch: dict[str, Any], experiment: Any) -> Tensor | None:
+        """What the T-UNet makes of each clip's own LOA, and of the other conditions."""
+        model = AudioLDM2(folder, self.device, gpt2=False)
+        return generate_previews(model, batch, experiment, model.loa_of(batch["waveform"]) if model.uses_loa else None)
+
+    def example(self, experiment: Any) -> tuple[Any, ...] | None:
+        return unet_example(
+            self, experiment, max(num_loa_vectors(experiment.audiomae, k) for k in self.config.poolings)
+        )
+
+
+def generate_previews(model: AudioLDM2, batch: dict[str, Any], experiment: Any, loa: Tensor | None = None) -> Tensor:
+    """A batch's prompts and transcripts => waveforms (B, T), with the same noise in every preview.
+
+    Two previews of a clip then differ by the weights alone. `loa` (B, L, D) takes the place of GPT-2's.
+    """
+    requests = [
+        Generation(
+            prompt=text, transcript=transcript if model.is_speech else None, seed=seed_of(experiment.seed, "samples", i)
+        )
+        for i, (text, transcript) in enumerate(zip(batch["text"], batch["transcript"]))
+    ]
+    return model.generate(requests, sampling=experiment.sampling, loa=loa)
+
+
+def unet_example(stage: Any, experiment: Any, num_loa: int) -> tuple[Any, ...]:
+    """The T-UNet and a batch of its inputs."""
+    size, config = stage.config.batch_size, stage.unet.config
+    bins = experiment.audio.num_mel_bins // experiment.vae.downsampling
+    latent = torch.empty(size, config.in_channels, config.sample_size, bins)
+    lengths = {"loa": num_loa}
+    conditions = [
+        Condition.of(torch.empty(size, lengths.get(name, 32), stage.unet.condition_widths[name]))
+        for name in config.conditions
+    ]
+    film = None if config.film is None else torch.empty(size, stage.unet.condition_widths[config.film])
+    return stage.unet, latent, torch.zeros(size), conditions, film

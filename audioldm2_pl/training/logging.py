@@ -23,13 +23,13 @@ class LossCurves(L.Callback):
         if not trainer.is_global_zero:
             return
         first = trainer.fit_loop.batch_idx + 1
-        kept = []
+        rows = []
         if self.path.is_file() and first > 0:
             with self.path.open(newline="") as file:
-                kept = [row for row in csv.reader(file) if row[0].isdigit() and int(row[0]) < first]
+                rows = [row for row in csv.reader(file) if row[0].isdigit() and int(row[0]) < first]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("w", newline="") as file:
-            csv.writer(file).writerows([["batch", "name", "value"], *kept])
+            csv.writer(file).writerows([["batch", "name", "value"], *rows])
 
     def write(self, trainer: L.Trainer, split: str, batch_idx: int) -> None:
         if not trainer.is_global_zero:
@@ -79,6 +79,6 @@ def quieten() -> None:
         ".*IterableDataset.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*mid-epoch.*",
-        ".*dataloader is not resumable.*",  # the data module is: it saves its place
+        ".*dataloader is not resumable.*",  # the data module is: it saves its position
     ):
         warnings.filterwarnings("ignore", text)

@@ -1,23 +1,20 @@
-"""Optimisers, the rates at which networks learn, and how these go over a stage's batches."""
+"""Optimisers, and the learning rates of networks over a stage's batches."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from audioldm2_pl.fields import bounded
 
-if TYPE_CHECKING:
-    from audioldm2_pl.training.stage import Stage
-
 
 @dataclass
 class OptimizerConfig:
-    """An optimiser and how its learning rate goes."""
+    """An optimiser and the schedule of its learning rate."""
 
     name: Literal["adamw", "adam"] = "adamw"
     learning_rate: float = bounded(1e-4, ge=0, le=1)  # after the warm-up
@@ -31,8 +28,8 @@ class OptimizerConfig:
         self.learning_rates = {name: rate for name, rate in self.learning_rates.items() if rate is not None}
 
 
-def by_learning_rate(stage: Stage, network: nn.Module, config: OptimizerConfig) -> dict[float, list[nn.Parameter]]:
-    """What learns of a stage's network, by the rate after the warm-up.
+def by_learning_rate(stage: nn.Module, network: nn.Module, config: OptimizerConfig) -> dict[float, list[nn.Parameter]]:
+    """The parameters of a stage's network that learn, by the rate after the warm-up.
 
     The rate of a network that is frozen, or that the experiment does without, has no effect.
     """
@@ -48,7 +45,7 @@ def by_learning_rate(stage: Stage, network: nn.Module, config: OptimizerConfig) 
 
 
 def make_optimizer(parameters: dict[float, list[nn.Parameter]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimiser that a config names, of parameters by learning rate; see `learning_rate_factor` for its course."""
+    """The optimiser of a config, for parameters by learning rate; `learning_rate_factor` is the schedule."""
     groups = [{"params": group, "lr": rate} for rate, group in parameters.items()]
     # else torch's choice, which goes with every precision
     fused = all(p.device.type == "cpu" for group in parameters.values() for p in group)

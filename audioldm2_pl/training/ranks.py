@@ -20,23 +20,23 @@ from audioldm2_pl.errors import UserError
 from audioldm2_pl.training.checkpoint import WholeCheckpoints
 
 
-def launched_by() -> ClusterEnvironment | None:
-    """What torchrun or srun tells of this process, None where neither has started it.
+def cluster_environment() -> ClusterEnvironment | None:
+    """Torchrun's or srun's environment; None where neither has started this process.
 
     Raises UserError where the job's settings do not go together.
     """
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     try:
-        # a job that SLURM starts again goes on from our own checkpoint; Lightning's would be taken for any stage's
+        # a job that SLURM requeues resumes from our own checkpoint; Lightning's would be taken for any stage's
         return SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else None
     except RuntimeError as error:
         raise UserError(f"SLURM: {error}") from None
 
 
 def start_ranks(config: TrainerConfig) -> None:
-    """Joins the group of processes that torchrun or srun has started; Lightning goes on with the same group."""
-    environment = launched_by()
+    """Joins the group of processes that torchrun or srun has started; Lightning uses the same group."""
+    environment = cluster_environment()
     if environment is None or environment.world_size() == 1 or distributed.is_initialized():
         return
     on_gpu = config.accelerator in ("auto", "gpu") and torch.cuda.is_available()
@@ -52,7 +52,7 @@ def build_trainer(config: TrainerConfig, **settings: Any) -> L.Trainer:
 
     Raises UserError where this machine or job has no such devices.
     """
-    environment = launched_by()
+    environment = cluster_environment()
     try:
         trainer = L.Trainer(
             accelerator=config.accelerator,
@@ -79,8 +79,8 @@ def is_rank_zero() -> bool:
     return int(os.environ.get("LOCAL_RANK", "0")) == 0  # of the processes that Lightning starts, before they join
 
 
-def first_on_rank_zero(work: Callable[[], Any]) -> None:
-    """Rank 0 does it while the others wait; they then find it done and do what is left."""
+def rank_zero_first(work: Callable[[], Any]) -> None:
+    """Rank 0 does the work while the others wait; they then find it done and do the rest."""
     if is_rank_zero():
         work()
     if distributed.is_initialized():
@@ -89,8 +89,8 @@ def first_on_rank_zero(work: Callable[[], Any]) -> None:
             work()
 
 
-def said_by_rank_zero(value: Any) -> Any:
-    """Rank 0's value, on every rank: ranks whose file systems lag behind must not part ways."""
+def broadcast_from_rank_zero(value: Any) -> Any:
+    """Rank 0's value, on every rank: ranks whose file systems lag behind must not diverge."""
     if not distributed.is_initialized():
         return value
     values = [value]

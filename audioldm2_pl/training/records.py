@@ -20,50 +20,26 @@ from typing import Any
 import torch
 
 from audioldm2_pl.atomic import read_json, write_text
-from audioldm2_pl.config import ExperimentConfig, to_plain
+from audioldm2_pl.config import STAGES, ExperimentConfig, to_plain
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.hub.folder import GROUPS, ModelFolder
+from audioldm2_pl.hub.folder import ModelFolder
+from audioldm2_pl.hub.parts import GROUPS
 from audioldm2_pl.seeds import seed_of
 from audioldm2_pl.shards.datamodule import DataConfig
 from audioldm2_pl.training.checkpoint import Resumable, changed_settings, describe_changes
-from audioldm2_pl.training.ranks import said_by_rank_zero
+from audioldm2_pl.training.ranks import broadcast_from_rank_zero
 from audioldm2_pl.training.stage import Stage
-
-DEPENDS_ON = {  # stage -> sections of the config beside its recipe that decide what it becomes
-    "clap": ("conditioners",),
-    "audiomae": ("audiomae",),
-    "vae": ("vae",),
-    "vocoder": ("vocoder",),
-    "decoder": ("vae",),
-    "ldm": ("conditioners", "audiomae", "vae", "unet", "diffusion"),
-    "gpt2": ("conditioners", "audiomae", "gpt2"),
-    "joint": ("conditioners", "audiomae", "vae", "unet", "gpt2", "diffusion"),
-}
-GENERATION_SETTINGS = ("sampler", "num_steps", "guidance_scale", "eta", "unconditional", "candidates")
-WRITES = {  # stage -> groups of parts that it writes; where two write the same, the later goes on from the earlier's
-    "clap": ("clap",),
-    "audiomae": ("audiomae",),
-    "vae": ("vae",),
-    "vocoder": ("vocoder",),
-    "decoder": ("vae",),
-    "ldm": ("unet", "t5"),
-    "gpt2": ("gpt2", "t5"),
-    "joint": ("unet", "gpt2", "t5"),
-}
-
 
 NO_RECIPE = ("save_every_batches", "cache_features")  # fields of a stage's recipe that change no result
 
 
 def recipe(experiment: ExperimentConfig, name: str) -> dict[str, Any]:
     """What decides a stage's result: its settings, plain, to be compared with a finished stage's."""
-    config = to_plain(experiment)
-    samples = name == "decoder" and experiment.training.decoder.sampled_from
-    if not samples:
-        for key in GENERATION_SETTINGS:
-            config["diffusion"].pop(key)
-    depends_on = DEPENDS_ON["joint"] if samples else DEPENDS_ON[name]
-    sections = {section: config[section] for section in ("seed", "audio", *depends_on)}
+    config, stage = to_plain(experiment), STAGES[name]
+    settings = list(stage.settings)
+    if name == "decoder" and experiment.training.decoder.sampled_from:
+        settings = [*STAGES["joint"].settings, "sampling"]
+    sections = {section: config[section] for section in ("seed", "audio", *settings)}
     training = {key: value for key, value in config["training"][name].items() if key not in NO_RECIPE}
     data = {"train": corpora(experiment.data), "weights": experiment.data.weights}
     return {**sections, "training": training, "data": data, "precision": experiment.trainer.precision}
@@ -95,7 +71,7 @@ def read_record(experiment: ExperimentConfig, name: str, folder: ModelFolder) ->
     Raises UserError where the record is damaged, or what the stage has written is gone.
     """
     path = record_of(experiment, name)
-    if not said_by_rank_zero(path.is_file()):
+    if not broadcast_from_rank_zero(path.is_file()):
         return {}
     record = read_json(path)
     if lost := [part for part in record.get("parts", ()) if not folder.has(part)]:
@@ -145,22 +121,22 @@ def peak_memory() -> dict[str, float]:
     return {"peak_memory_gib": host, **gpu}
 
 
-def kept_parts(experiment: ExperimentConfig, name: str) -> Path:
+def backup_of(experiment: ExperimentConfig, name: str) -> Path:
     """The folder of the parts that a stage has overwritten, as they were when it began; empty where there were none."""
     return experiment.run_folder / "stages" / name
 
 
-def keep_parts(experiment: ExperimentConfig, stage: Stage, folder: ModelFolder) -> None:
-    """Before a stage's first batch: keeps those parts of the model folder that it will write over."""
-    kept = kept_parts(experiment, stage.name)
-    if kept.is_dir():
+def back_up_parts(experiment: ExperimentConfig, stage: Stage, folder: ModelFolder) -> None:
+    """Before a stage's first batch: copies those parts of the model folder that it will write over."""
+    backup = backup_of(experiment, stage.name)
+    if backup.is_dir():
         return
-    new = kept.with_name(f".{kept.name}.part")
+    new = backup.with_name(f".{backup.name}.part")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     for part in filter(folder.has, stage.parts()):
         link_tree(folder.path / part, new / part)
-    new.rename(kept)
+    new.rename(backup)
 
 
 @contextmanager
@@ -195,25 +171,25 @@ def rewind(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> None
 
     Later stages that went on from its parts are undone too, last first: there will be other parts to go on from.
     """
-    if not kept_parts(experiment, name).is_dir():
+    if not backup_of(experiment, name).is_dir():
         return  # it has never begun
-    written = {part for group in WRITES[name] for part in GROUPS[group]}
-    later = list(WRITES)[list(WRITES).index(name) + 1 :]
+    written = {part for group in STAGES[name].writes(experiment) for part in GROUPS[group]}
+    later = list(STAGES)[list(STAGES).index(name) + 1 :]
     for other in reversed(later):
-        kept = kept_parts(experiment, other)
-        if not any((kept / part).is_dir() for part in written):
+        backup = backup_of(experiment, other)
+        if not any((backup / part).is_dir() for part in written):
             continue
-        bring_back(kept, folder)
+        restore_parts(backup, folder)
         record_of(experiment, other).unlink(missing_ok=True)
         checkpoint_of(experiment, other).unlink(missing_ok=True)
-        shutil.rmtree(kept)
+        shutil.rmtree(backup)
         print(f"{other}: undone, for it went on from what {name} makes anew; train it again after {name}", flush=True)
-    bring_back(kept_parts(experiment, name), folder)
+    restore_parts(backup_of(experiment, name), folder)
 
 
-def bring_back(kept: Path, folder: ModelFolder) -> None:
-    """The kept parts, where there are some, take the place of those in the model folder."""
-    for source in sorted(kept.iterdir()):
+def restore_parts(backup: Path, folder: ModelFolder) -> None:
+    """The backup parts, where there are some, take the place of those in the model folder."""
+    for source in sorted(backup.iterdir()):
         target = folder.path / source.name
         if target.is_dir() and is_same_tree(source, target):
             continue

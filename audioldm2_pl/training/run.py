@@ -22,34 +22,29 @@ import torch
 from torch import distributed
 
 from audioldm2_pl.atomic import read_json, write_text
-from audioldm2_pl.config import ExperimentConfig, TrainerConfig
+from audioldm2_pl.config import STAGES, ExperimentConfig, TrainerConfig
 from audioldm2_pl.errors import Interrupted, UserError
+from audioldm2_pl.generation import Sampling
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.vocoder import check_front_end
 from audioldm2_pl.seeds import seed_of
 from audioldm2_pl.shards.datamodule import AudioShards
-from audioldm2_pl.training.audiomae import AudioMAEPretraining
 from audioldm2_pl.training.checkpoint import Resumable, check_resumable, describe_changes, read_checkpoint
 from audioldm2_pl.training.checks import check_stages
-from audioldm2_pl.training.clap import CLAPPretraining
-from audioldm2_pl.training.decoder import DecoderFinetuning
 from audioldm2_pl.training.ema import EMA
-from audioldm2_pl.training.gpt2 import GPT2Finetuning
 from audioldm2_pl.training.interruption import INTERRUPTION
-from audioldm2_pl.training.joint import JointFinetuning
-from audioldm2_pl.training.ldm import LDMPretraining
 from audioldm2_pl.training.logging import LossCurves, build_loggers, quieten
 from audioldm2_pl.training.ranks import (
+    broadcast_from_rank_zero,
     build_trainer,
-    first_on_rank_zero,
     is_rank_zero,
-    said_by_rank_zero,
+    rank_zero_first,
     start_ranks,
 )
 from audioldm2_pl.training.records import (
+    back_up_parts,
     checkpoint_of,
     is_finished,
-    keep_parts,
     locked,
     read_record,
     recipe,
@@ -57,31 +52,10 @@ from audioldm2_pl.training.records import (
     remove_unfinished,
     rewind,
 )
-from audioldm2_pl.training.samples import HEARD, Samples
+from audioldm2_pl.training.samples import Samples
 from audioldm2_pl.training.stage import Stage
-from audioldm2_pl.training.vae import VAETraining
-from audioldm2_pl.training.vocoder import VocoderTraining
 
-STAGES: dict[str, type[Stage]] = {
-    "clap": CLAPPretraining,
-    "audiomae": AudioMAEPretraining,
-    "vae": VAETraining,
-    "vocoder": VocoderTraining,
-    "decoder": DecoderFinetuning,
-    "ldm": LDMPretraining,
-    "gpt2": GPT2Finetuning,
-    "joint": JointFinetuning,
-}
-INDEPENDENT = ("clap", "audiomae", "vae", "vocoder")  # stages that start from no other stage's parts
-STAGE_GROUPS = {
-    "clap": "clap",
-    "audiomae": "audiomae",
-    "vae": "vae",
-    "vocoder": "vocoder",
-    "ldm": "unet",
-    "gpt2": "gpt2",
-}
-Features = dict[str, dict[str, torch.Tensor]]  # clip's key -> what frozen networks said of it
+Features = dict[str, dict[str, torch.Tensor]]  # clip's id -> frozen networks' outputs
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
@@ -101,22 +75,28 @@ def train(experiment: ExperimentConfig, only: str | None = None) -> None:
             run_stages(experiment, [only] if only else list(experiment.stages))
 
 
+def is_independent(experiment: ExperimentConfig, name: str) -> bool:
+    """Whether a stage needs nothing that another stage makes."""
+    return not STAGES[name].reads(experiment)
+
+
 def run_stages(experiment: ExperimentConfig, stages: list[str]) -> None:
     started = time.perf_counter()
     folder = ModelFolder(experiment.model_folder, experiment.from_, experiment.start_from)
     if is_rank_zero():
         remove_unfinished(experiment, folder)
-    first_on_rank_zero(folder.take_given)
-    first_on_rank_zero(lambda: folder.take_pretrained(experiment.conditioners))
-    first_on_rank_zero(lambda: folder.note_sampling(experiment.diffusion.sampling))
+    rank_zero_first(folder.take_given)
+    rank_zero_first(lambda: folder.take_pretrained(experiment.conditioners, experiment.condition_names))
+    rank_zero_first(lambda: folder.note_sampling(experiment.sampling))
     if "vocoder" in folder.given:
         check_front_end(folder.load("vocoder"), experiment.audio)
-    for name in [name for name in stages if STAGE_GROUPS.get(name) in folder.given]:
-        print(f"{name}: taken from {folder.given[STAGE_GROUPS[name]]}", flush=True)
-        stages.remove(name)
+    for name in list(stages):
+        if (made := STAGES[name].makes) is not None and made in folder.given:
+            print(f"{name}: taken from {folder.given[made]}", flush=True)
+            stages.remove(name)
     check_stages(experiment, [STAGES[name] for name in stages if not read_record(experiment, name, folder)], folder)
     try:
-        first = [name for name in stages if name in INDEPENDENT]
+        first = [name for name in stages if is_independent(experiment, name)]
         if min(experiment.trainer.parallel_stages, len(first)) > 1:
             run_side_by_side(experiment, first, folder)
             stages = [name for name in stages if name not in first]
@@ -211,7 +191,7 @@ def add_seconds(path: Path, seconds: float) -> None:
 def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, features: Features | None = None) -> None:
     """One stage from its start, or from where it was broken off, to its parts in the model folder.
 
-    `features` are those that the stages before have kept, with `cache_features`, and this one may add to.
+    `features` are those that the stages before have cached, with `cache_features`, and this one may add to.
     """
     if is_finished(experiment, name, folder):
         return
@@ -219,13 +199,14 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, feat
     checkpoint = checkpoint_of(experiment, name)
     if is_rank_zero() and not checkpoint.is_file():
         rewind(experiment, name, folder)
-    resumes = said_by_rank_zero(checkpoint.is_file())  # the other ranks wait for it
+    resumes = broadcast_from_rank_zero(checkpoint.is_file())  # the other ranks wait for it
     torch.manual_seed(seed_of(experiment.seed, name))
-    stage = STAGES[name](experiment, folder)
+    stage = STAGES[name].build(experiment, folder)
+    stage.seed, stage.model_folder = experiment.seed, folder
     if is_rank_zero():
-        keep_parts(experiment, stage, folder)
+        back_up_parts(experiment, stage, folder)
     if features is not None:
-        stage.kept = features
+        stage.shared_cache = features
     config = stage.config
     data = AudioShards(
         experiment.data,
@@ -234,19 +215,19 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, feat
         config.batch_size,
         config.read_seconds,
         experiment.run_folder / "quarantine.jsonl",
-        getattr(config, "max_clips", None),
     )
+    data.limit_clips(getattr(config, "max_clips", None))
     ema = EMA(config.ema_decay) if config.ema_decay is not None and stage.averaged else None
     resumable = Resumable(checkpoint, config.save_every_batches, recipe(experiment, name), INTERRUPTION)
     print(f"{name}: {f'goes on from {checkpoint}' if resumes else 'starts'}, {config.batches} batches", flush=True)
-    saver = PartSaver(stage, data, ema, folder)
+    saver = PartSaver(stage, data, ema, folder, experiment.sampling)
     if resumes and is_trained(checkpoint, stage, ema, resumable):
         saver.save()
     else:
         callbacks = [*callbacks_of(experiment, stage, ema), resumable, saver]
         trainer = trainer_of(experiment, stage, callbacks)
         trainer.fit(stage, data, ckpt_path=str(checkpoint) if resumes else None, weights_only=True)
-    if features and name in INDEPENDENT:  # another VAE or AudioMAE says other things
+    if features and is_independent(experiment, name):  # another VAE or AudioMAE gives other features
         features.clear()
     if is_rank_zero():
         record_finished(experiment, stage, resumable, config.batches * config.batch_size * data.world_size)
@@ -281,7 +262,8 @@ def is_trained(path: Path, stage: Stage, ema: EMA | None, resumable: Resumable) 
 class PartSaver(L.Callback):
     """Saves what the stage has made, its averaged weights where there are some, while it is still on its device."""
 
-    def __init__(self, stage: Stage, data: AudioShards, ema: EMA | None, folder: ModelFolder):
+    def __init__(self, stage: Stage, data: AudioShards, ema: EMA | None, folder: ModelFolder, sampling: Sampling):
+        self.sampling = sampling
         self.stage = stage
         self.data = data
         self.ema = ema
@@ -300,14 +282,14 @@ class PartSaver(L.Callback):
             self.stage.finish(self.data)
             for part, content in self.stage.parts().items():
                 self.folder.save(part, content)
-        self.folder.note_sampling(self.stage.experiment.diffusion.sampling)
+        self.folder.note_sampling(self.sampling)
 
 
 def callbacks_of(experiment: ExperimentConfig, stage: Stage, ema: EMA | None) -> list[L.Callback]:
     """The average first: what is saved, heard or logged after a batch has to hold that batch's average."""
     every = experiment.trainer.sample_every_batches
     callbacks: list[L.Callback] = [ema] if ema else []
-    if every and stage.name in HEARD and is_rank_zero():
+    if every and type(stage).preview is not Stage.preview and is_rank_zero():
         callbacks.append(Samples(experiment, experiment.run_folder / "samples" / stage.name, every, ema))
     curves = experiment.run_folder / "logs" / stage.name / "metrics.csv"
     return [*callbacks, LossCurves(curves, experiment.trainer.log_every_batches)]

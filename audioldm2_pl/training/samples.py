@@ -1,4 +1,4 @@
-"""What a stage sounds like while it trains: WAV files, and TensorBoard's and wandb's players.
+"""Previews of a stage while it trains: WAV files, and TensorBoard's and wandb's players.
 
 A sample is what the model folder would give if the stage ended there, averaged weights and all. CLAP and AudioMAE
 make no sound and have none.
@@ -6,7 +6,6 @@ make no sound and have none.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -18,13 +17,10 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from audioldm2_pl.audio import LogMel, griffin_lim, save_waveform
+from audioldm2_pl.audio import save_waveform
 from audioldm2_pl.config import ExperimentConfig
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.hub.folder import ModelFolder
-from audioldm2_pl.models.vae import latent_of, log_mel_of
-from audioldm2_pl.models.vocoder import vocode
-from audioldm2_pl.pipeline import AudioLDM2
 from audioldm2_pl.seeds import seed_of
 from audioldm2_pl.shards.datamodule import AudioShards
 from audioldm2_pl.training.ema import EMA
@@ -34,8 +30,8 @@ from audioldm2_pl.training.stage import Stage
 class LiveFolder(ModelFolder):
     """The model folder as it would be if the stage ended now: copies of what it writes, all else from the disk."""
 
-    def __init__(self, stage: Stage):
-        super().__init__(stage.folder.path)
+    def __init__(self, stage: Stage, folder: ModelFolder):
+        super().__init__(folder.path)
         self.live = {part: deepcopy(content) for part, content in stage.parts().items()}
 
     def has(self, part: str) -> bool:
@@ -45,74 +41,14 @@ class LiveFolder(ModelFolder):
         return self.live[part] if part in self.live else super().load(part)
 
 
-def reconstructed(stage: Stage, folder: ModelFolder, batch: dict[str, Any]) -> Tensor:
-    """Through the VAE and back; until there is a vocoder, Griffin and Lim find the phases."""
-    audio = stage.experiment.audio
-    vae = folder.load("vae").to(stage.device).eval()
-    log_mel = log_mel_of(vae, latent_of(vae, LogMel(audio).to(stage.device)(batch["waveform"]), sample=False))
-    if not folder.has("vocoder"):
-        return griffin_lim(log_mel, audio)
-    return vocode(folder.load("vocoder").to(stage.device).eval(), log_mel)
-
-
-def vocoded(stage: Stage, folder: ModelFolder, batch: dict[str, Any]) -> Tensor:
-    """Through log-mel and vocoder and back."""
-    log_mel = LogMel(stage.experiment.audio).to(stage.device)(batch["waveform"])
-    return vocode(folder.load("vocoder").to(stage.device).eval(), log_mel)
-
-
-def from_loa(stage: Stage, folder: ModelFolder, batch: dict[str, Any]) -> Tensor:
-    """What the T-UNet makes of the clip's own LOA, and of its caption; an AudioLDM 1's of the caption alone."""
-    model = AudioLDM2(folder, stage.device, gpt2=False)
-    if model.is_audioldm1:
-        return generated(model, stage.experiment, batch["text"])
-    num_latent_frames, num_samples = model.lengths(None)
-    text = None if stage.experiment.is_speech else model.words(batch["text"])
-    diffusion = stage.experiment.diffusion
-    latent = model.sample_latent(
-        model.loa_of(batch["waveform"]), text, num_latent_frames, seeds_of(stage.experiment, len(batch["key"])),
-        diffusion.num_steps, diffusion.guidance_scale, diffusion.eta,
-    )  # fmt: skip
-    return model.vocode(model.decode_mel(latent))[:, :num_samples]
-
-
-def from_text(stage: Stage, folder: ModelFolder, batch: dict[str, Any]) -> Tensor:
-    """Caption, or for speech transcript, to sound."""
-    transcripts = batch["transcript"] if stage.experiment.is_speech else None
-    return generated(AudioLDM2(folder, stage.device), stage.experiment, batch["text"], transcripts)
-
-
-def generated(
-    model: AudioLDM2, experiment: ExperimentConfig, texts: list[str], transcripts: list[str] | None = None
-) -> Tensor:
-    diffusion = experiment.diffusion
-    return model.generate(
-        texts, steps=diffusion.num_steps, guidance_scale=diffusion.guidance_scale, eta=diffusion.eta,
-        seed=seeds_of(experiment, len(texts)), unconditional=diffusion.unconditional, transcripts=transcripts,
-    )  # fmt: skip
-
-
-def seeds_of(experiment: ExperimentConfig, count: int) -> list[int]:
-    """The same noise every time, so that two samples of a clip differ by the weights alone."""
-    return [seed_of(experiment.seed, "samples", i) for i in range(count)]
-
-
-HEARD: dict[str, Callable[[Stage, ModelFolder, dict[str, Any]], Tensor]] = {
-    "vae": reconstructed,
-    "vocoder": vocoded,
-    "decoder": reconstructed,
-    "ldm": from_loa,
-    "gpt2": from_text,
-    "joint": from_text,
-}
-
-
 class Samples(L.Callback):
     """Every so many batches, and at the end, the sound of a few clips of the test split, or of the training split where
-    there is no other. Training draws no other numbers for it. What cannot be heard yet is said once and left out.
+    there is no other. Training draws no other numbers for it. What cannot be previewed yet is named once and skipped.
     """
 
     def __init__(self, experiment: ExperimentConfig, folder: Path, every_batches: int, ema: EMA | None):
+        self.experiment = experiment
+        self.model_folder = ModelFolder(experiment.model_folder)
         data = experiment.data
         splits = replace(data, train=[data.test] if data.test else data.train, weights=[], encoded=[], num_workers=0)
         seed = seed_of(experiment.seed, "samples")
@@ -122,11 +58,11 @@ class Samples(L.Callback):
         self.folder = folder
         self.every_batches = every_batches
         self.ema = ema
-        self.silent = False
+        self.disabled = False
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         due = (batch_idx + 1) % self.every_batches == 0 or batch_idx + 1 == pl_module.config.batches
-        if due and trainer.is_global_zero and not self.silent:
+        if due and trainer.is_global_zero and not self.disabled:
             self.write(trainer, pl_module, batch_idx + 1)
 
     def write(self, trainer: L.Trainer, stage: Stage, num_batches: int) -> None:
@@ -134,12 +70,13 @@ class Samples(L.Callback):
         try:
             with torch.inference_mode():
                 with self.ema.applied(stage) if self.ema else nullcontext():
-                    folder = LiveFolder(stage)
-                waveforms = HEARD[stage.name](stage, folder, batch).float().cpu()  # (B, T)
-            self.save(trainer, batch["text"], waveforms, num_batches)
+                    folder = LiveFolder(stage, self.model_folder)
+                waveforms = stage.preview(folder, batch, self.experiment)  # (B, T)
+            if waveforms is not None:
+                self.save(trainer, batch["text"], waveforms.float().cpu(), num_batches)
         except UserError as error:
             print(f"{stage.name}: no samples ({error})", flush=True)
-            self.silent = True
+            self.disabled = True
 
     def save(self, trainer: L.Trainer, texts: list[str], waveforms: Tensor, num_batches: int) -> None:
         for number, (text, waveform) in enumerate(zip(texts, waveforms)):

@@ -1,4 +1,4 @@
-"""What all stages share: named losses, seeds, optimisers.
+"""What all stages share: named losses, seeds, optimisers, cached features.
 
 Budgets are counted in batches: an "epoch" of the trainer is the stage's whole budget, and the batch index is
 the one clock. Every random draw of a batch follows from (seed, stage, batch index), so a stage that was broken off
@@ -12,21 +12,20 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.fields import bounded
+from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.seeds import SharedRandom, seed_of
+from audioldm2_pl.shards.datamodule import AudioShards
+from audioldm2_pl.training.conditions import encode_conditions
 from audioldm2_pl.training.optimizer import OptimizerConfig, by_learning_rate, learning_rate_factor, make_optimizer
-
-if TYPE_CHECKING:
-    from audioldm2_pl.config import ExperimentConfig
-    from audioldm2_pl.hub.folder import ModelFolder
-    from audioldm2_pl.shards.datamodule import AudioShards
 
 
 @dataclass
@@ -42,6 +41,7 @@ class StageConfig:
     gradient_clip: float | None = bounded(None, gt=0)  # largest gradient norm; null does not clip
     accumulate_batches: int = bounded(1, ge=1)  # batches per optimiser step
     save_every_batches: int = bounded(1_000, ge=1)  # a checkpoint to resume from this often
+    delayed_terms: ClassVar = ("adversarial", "feature_matching")  # losses that begin with the discriminators
     cache_features: bool = False  # compute frozen networks' outputs once, before the first batch, and keep them
 
     @property
@@ -54,30 +54,54 @@ class StageConfig:
 
 
 class Stage(L.LightningModule):
-    """Base of all stages.
+    """Base of all stages. A stage's constructor takes networks and its own recipe; `build` does the wiring.
+
+    >>> stage = LDMPretraining.build(load_experiment("experiments/demo.yaml"), ModelFolder("runs/demo/model"))
+    >>> stage.losses(batch)["diffusion"].backward()
 
     A stage registers what it trains as attributes; frozen networks go to the plain dict `self.frozen`, so that
     they are neither in the checkpoint nor under DDP.
     """
 
-    name: str  # the stage's name in YAMLs
+    name: str  # in YAMLs
+    makes: str | None = None  # the group of parts that `from:` can give in the stage's place
+    settings: tuple[str, ...] = ()  # sections of the experiment, beside the recipe, that decide the stage's result
+    optional = False  # trained only where `stages` names it
+    needs_whole_clips = False  # AudioMAE reads clips of one length
+    reads_features = False  # encoded features may stand for its waveforms
     averaged: tuple[str, ...] = ()  # attributes whose weights the EMA follows
     networks: tuple[str, ...] = ()  # that it trains or runs, in some experiments at least, and that may have own rates
-    encoded: tuple[str, ...] = ()  # stored features that may stand for the waveform (see `encoded_shards`)
+    encoded: tuple[str, ...] = ()  # stored features that may stand for the waveform (see `shards.encoded`)
+    seed = 0  # of every random draw; the experiment's, where `run_stage` trains the stage
 
-    def __init__(self, experiment: ExperimentConfig, folder: ModelFolder):
+    def __init__(self, config: Any):
         super().__init__()
-        self.experiment = experiment
-        self.config: Any = experiment.training_of(self.name)
-        self.folder = folder
+        self.config = config
+        self.conditioners: dict[str, Any] = {}  # name -> conditioner, trained or frozen
         self.frozen: dict[str, nn.Module] = {}
         self.cache: dict[str, dict[str, Tensor]] = {}  # clip's id -> frozen networks' outputs
-        self.kept: dict[str, dict[str, Tensor]] = {}  # the same of the last stage that filled its cache in this run
+        self.shared_cache: dict[str, dict[str, Tensor]] = {}  # that of the last stage in this run that filled its cache
+        self.model_folder: ModelFolder | None = None  # that encoded features have to be of
         self.rates: list[list[float]] = []  # of each optimiser's groups, after the warm-up
-        self.shared = SharedRandom(seed_of(experiment.seed, self.name))  # seeded anew for each batch
+        self.shared = SharedRandom(seed_of(self.seed, self.name))  # seeded anew for each batch
         self.saved_optimizers: list[dict[str, Any]] = []  # of the checkpoint that the stage resumes from
 
     # ---- what a stage says of itself
+
+    @classmethod
+    def build(cls, experiment: Any, folder: ModelFolder) -> Stage:
+        """The stage of an ExperimentConfig, on networks of the model folder and new ones."""
+        raise NotImplementedError
+
+    @classmethod
+    def reads(cls, experiment: Any) -> tuple[str, ...]:
+        """Groups of parts that it takes from the model folder."""
+        return ()
+
+    @classmethod
+    def writes(cls, experiment: Any) -> tuple[str, ...]:
+        """Groups of parts that it saves; a later stage that saves one of them too starts from the earlier's."""
+        return () if cls.makes is None else (cls.makes,)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Named scalar loss terms of a batch."""
@@ -87,12 +111,20 @@ class Stage(L.LightningModule):
         """What the stage writes into the model folder: sub-folder -> object with save_pretrained."""
         raise NotImplementedError
 
+    def preview(self, folder: ModelFolder, batch: dict[str, Any], experiment: Any) -> Tensor | None:
+        """Waveforms (B, T) of a few clips, out of the model folder as the stage would leave it; None has no sound."""
+        return None
+
+    def example(self, experiment: Any) -> tuple[Any, ...] | None:
+        """A network and its inputs, at the size of one batch, of which `describe` counts the activations."""
+        return None
+
     def features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Frozen networks' outputs for a batch, each (B, ...); what `cache_features` keeps."""
         return {}
 
-    def of_stored(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What `features` would have said, out of features that were read from encoded shards."""
+    def from_stored(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What `features` would have given, (B, ...) each, out of features that were read from encoded shards."""
         return features
 
     def optimized(self) -> dict[str, nn.Module]:
@@ -107,9 +139,47 @@ class Stage(L.LightningModule):
     def freeze(self, **networks: nn.Module) -> None:
         self.frozen.update({name: net.eval().requires_grad_(False) for name, net in networks.items()})
 
+    def frozen_networks(self) -> list[nn.Module]:
+        """Networks that it runs and does not train."""
+        return list(self.frozen.values())
+
+    def add_conditioners(self, conditioners: dict[str, Any]) -> None:
+        """Takes conditioners by name: those with a parameter that trains as attributes, the others as frozen."""
+        self.conditioners = dict(conditioners)
+        for name, conditioner in conditioners.items():
+            if any(parameter.requires_grad for parameter in conditioner.parameters()):
+                setattr(self, name, conditioner)
+            else:
+                self.freeze(**{name: conditioner})
+
+    def inputs(self, batch: dict[str, Any], features: dict[str, Tensor] | None = None) -> dict[str, Any]:
+        """The batch as conditioners read it; features are (B, ...)."""
+        rate = self.frozen["audio_encoder"].audio.sample_rate  # type: ignore[union-attr]
+        return {**batch, "sample_rate": rate, "features": features or {}}
+
+    def encode(self, batch: dict[str, Any], features: dict[str, Tensor]) -> dict[str, Condition]:
+        """Name -> condition (B, L, D) of each conditioner."""
+        random = self.shared if self.training else None
+        return encode_conditions(self.conditioners, self.inputs(batch, features), random)
+
+    @property
+    def trained_conditioners(self) -> tuple[str, ...]:
+        return tuple(name for name in self.conditioners if name not in self.frozen)
+
+    def conditioner_parts(self) -> dict[str, Any]:
+        """What the stage writes of the conditioners that it trains."""
+        return {k: v for name in self.trained_conditioners for k, v in self.conditioners[name].parts().items()}
+
+    def stored_texts(self) -> tuple[str, ...]:
+        """Names of the stored features that stand for frozen conditioners of text."""
+        reading = [c for name, c in self.conditioners.items() if name in self.frozen and c.reads == "text"]
+        return tuple(name for conditioner in reading for name in conditioner.stored)
+
     def network(self, name: str) -> Any:
-        """A network by name, whether it is frozen or learns; None where the stage has none."""
-        return self.frozen.get(name, getattr(self, name, None))
+        """A network by name, whether it is frozen or trained; None where the stage has none."""
+        if name in self.frozen or hasattr(self, name):
+            return self.frozen.get(name, getattr(self, name, None))
+        return getattr(self.frozen.get("audio_encoder"), name, None)
 
     def optimizer_config(self, name: str) -> OptimizerConfig:
         return getattr(self.config, f"{name}_optimizer", self.config.optimizer)
@@ -127,23 +197,23 @@ class Stage(L.LightningModule):
         for network in self.frozen.values():
             network.to(self.device)
         self.train()  # parts come out of their folders in eval mode
-        if self.encoded and self.experiment.data.encoded:
-            texts = ("clap_text", "t5", "t5_length") if "t5" in self.frozen else ("clap_text",)
-            self.trainer.datamodule.read_encoded(self.encoded, texts, self.folder.path)  # type: ignore[attr-defined]
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.encoded and data.data.encoded and self.model_folder is not None:
+            data.read_encoded(self.encoded, self.stored_texts(), self.model_folder.path)
         elif self.config.cache_features:
             self.fill_cache()
-            self.trainer.datamodule.leave_out_sound(set(self.cache))  # type: ignore[attr-defined]
+            data.skip_sound(set(self.cache))
 
     @torch.no_grad()
     def fill_cache(self) -> None:
         """One pass over the training clips in storage order: the same batches, so the same bits, in every run.
 
-        None where a stage before has kept what this one needs.
+        None where a stage before has cached what this one needs.
         """
         self.cache = {}
-        if self.encoded and self.kept and set(self.encoded) <= set(next(iter(self.kept.values()))):
-            for clip, row in self.kept.items():
-                features = self.of_stored({name: row[name][None] for name in self.encoded})
+        if self.encoded and self.shared_cache and set(self.encoded) <= set(next(iter(self.shared_cache.values()))):
+            for clip, row in self.shared_cache.items():
+                features = self.from_stored({name: row[name][None] for name in self.encoded})
                 self.cache[clip] = {name: value[0] for name, value in features.items()}
             return
         for batch in self.trainer.datamodule.storage_order():  # type: ignore[attr-defined]
@@ -152,23 +222,23 @@ class Stage(L.LightningModule):
             for row, clip in enumerate(batch["id"]):
                 self.cache[clip] = {name: value[row].clone() for name, value in features.items()}
         if self.encoded:
-            self.kept.clear()
-            self.kept.update(self.cache)
+            self.shared_cache.clear()
+            self.shared_cache.update(self.cache)
 
     @torch.no_grad()
     def features_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """`features`: the batch's own if it was read from encoded shards, or those of the cache if it holds them."""
+        """`features`, (B, ...) each: read from encoded shards, cached, or computed now."""
         if "features" in batch:
             stored = batch["features"]
-            return self.of_stored({k: v.float() if v.is_floating_point() else v for k, v in stored.items()})
+            return self.from_stored({k: v.float() if v.is_floating_point() else v for k, v in stored.items()})
         if not self.cache or not all(clip in self.cache for clip in batch["id"]):
             return self.features(batch)
         rows = [self.cache[clip] for clip in batch["id"]]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        self.shared = SharedRandom(seed_of(self.experiment.seed, self.name, batch_idx))
-        own = seed_of(self.experiment.seed, self.name, batch_idx, self.global_rank)
+        self.shared = SharedRandom(seed_of(self.seed, self.name, batch_idx))
+        own = seed_of(self.seed, self.name, batch_idx, self.global_rank)
         torch.manual_seed(own)
         random.seed(own)
         np.random.seed(own % 2**32)
@@ -178,7 +248,7 @@ class Stage(L.LightningModule):
                 group["lr"] = rate * factor
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """The sum of the terms that have a weight, each times it."""
+        """The sum of the terms that have a weight, each times it; scalars."""
         weights = self.config.loss_weights
         return sum(weights[name] * term for name, term in terms.items() if name in weights)  # type: ignore[return-value]
 
@@ -190,6 +260,7 @@ class Stage(L.LightningModule):
         self.log_dict(values, prog_bar=split == "train", batch_size=batch_size, sync_dist=written)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """The scalar that Lightning's automatic optimisation takes the gradient of."""
         terms = self.losses(batch)
         self.log_terms(terms, len(batch["key"]))
         return self.total(terms)
@@ -209,7 +280,7 @@ class Stage(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Losses with the averaged weights and all conditions; a batch's draws are the same in every validation."""
-        self.shared = SharedRandom(seed_of(self.experiment.seed, self.name, "validation", batch_idx))
+        self.shared = SharedRandom(seed_of(self.seed, self.name, "validation", batch_idx))
         self.log_terms(self.losses(batch), len(batch["key"]), "val")
 
     # ---- checkpoints

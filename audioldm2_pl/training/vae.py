@@ -15,18 +15,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL  # pyright: ignore[reportPrivateImportUsage]
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
-from audioldm2_pl.audio import LogMel
+from audioldm2_pl.audio import LogMel, griffin_lim
 from audioldm2_pl.fields import bounded
+from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.discriminators import (
     PatchGAN,
     PatchGANConfig,
     hinge_discriminator_loss,
     hinge_generator_loss,
 )
-from audioldm2_pl.models.vae import build_vae, encode, measure_scaling_factor
+from audioldm2_pl.models.vae import build_vae, encode, latent_of, log_mel_of, measure_scaling_factor
+from audioldm2_pl.models.vocoder import vocode
 from audioldm2_pl.seeds import noise_like
 from audioldm2_pl.shards.datamodule import AudioShards
 from audioldm2_pl.training.optimizer import OptimizerConfig
@@ -57,17 +60,24 @@ class VAETraining(Stage):
     """Trains the VAE against a PatchGAN; at the end measures the latents' scaling factor."""
 
     name = "vae"
+    makes = "vae"
+    settings = ("vae",)
     networks = ("vae", "discriminator")
     averaged = ("vae",)
 
-    def __init__(self, experiment, folder):
-        super().__init__(experiment, folder)
+    def __init__(self, config: VAETrainingConfig, vae: AutoencoderKL, log_mel: LogMel):
+        super().__init__(config)
         self.automatic_optimization = False
-        self.vae = folder.start("vae") or build_vae(experiment.vae)
+        self.vae: Any = vae
         self.vae.train().requires_grad_(True)
-        self.discriminator = PatchGAN(self.config.discriminator)
-        self.log_mel = LogMel(experiment.audio)
-        self.judging = False  # whether the discriminator has joined
+        self.discriminator = PatchGAN(config.discriminator)
+        self.log_mel = log_mel
+        self.adversarial = False  # whether the discriminator has joined
+
+    @classmethod
+    def build(cls, experiment: Any, folder: ModelFolder) -> Stage:
+        vae = folder.start("vae") or build_vae(experiment.vae)
+        return cls(experiment.training.vae, vae, LogMel(experiment.audio))
 
     def optimized(self) -> dict[str, nn.Module]:
         return {"generator": self.vae, "discriminator": self.discriminator}
@@ -87,7 +97,7 @@ class VAETraining(Stage):
             "reconstruction": F.l1_loss(reconstruction, log_mel),
             "kl": posterior.kl().mean() / posterior.mean[0].numel(),
         }
-        if self.judging:
+        if self.adversarial:
             terms["adversarial"] = hinge_generator_loss(self.discriminator(reconstruction)[0])
         return terms
 
@@ -96,14 +106,14 @@ class VAETraining(Stage):
         return hinge_discriminator_loss(real, fake)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        log_mel, reconstruction, posterior = self.reconstruct(batch["waveform"])
+        log_mel, reconstruction, posterior = self.reconstruct(batch["waveform"])  # (B, 1, F, M)
         terms = self.generator_terms(log_mel, reconstruction, posterior)
-        if self.judging:
+        if self.adversarial:
             terms["discriminator"] = self.discriminator_loss(log_mel, reconstruction)
         return terms
 
     def adversarial_scale(self, terms: dict[str, Tensor]) -> Tensor:
-        """Ratio of the reconstruction's gradient to the adversarial one's at the decoder's last layer.
+        """Ratio of the reconstruction's gradient to the adversarial one's at the decoder's last layer, a scalar.
 
         Esser et al. 2021 (arXiv:2012.09841), Eq. 7.
         """
@@ -116,20 +126,20 @@ class VAETraining(Stage):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         generator_optimizer, discriminator_optimizer = self.optimizers()  # type: ignore[misc]
-        self.judging = batch_idx >= self.config.discriminator_start
+        self.adversarial = batch_idx >= self.config.discriminator_start
         log_mel, reconstruction, posterior = self.reconstruct(batch["waveform"])
-        judged = {}
-        if self.judging:
-            judged["discriminator"] = self.discriminator_loss(log_mel, reconstruction)
-            self.update(discriminator_optimizer, judged["discriminator"], batch_idx)
+        extra = {}
+        if self.adversarial:
+            extra["discriminator"] = self.discriminator_loss(log_mel, reconstruction)
+            self.update(discriminator_optimizer, extra["discriminator"], batch_idx)
         self.discriminator.requires_grad_(False)  # the generator's step needs no gradient of its weights
         terms = self.generator_terms(log_mel, reconstruction, posterior)
         weighted = dict(terms)
-        if self.judging and self.config.adaptive_weight:
+        if self.adversarial and self.config.adaptive_weight:
             weighted["adversarial"] = terms["adversarial"] * self.adversarial_scale(terms)
         self.update(generator_optimizer, self.total(weighted), batch_idx)
         self.discriminator.requires_grad_(True)
-        self.log_terms(terms | judged, len(batch["key"]))
+        self.log_terms(terms | extra, len(batch["key"]))
 
     def finish(self, data: AudioShards) -> None:
         """Measures 1 / std of the latents on the first training batches and notes it in the VAE's config."""
@@ -138,3 +148,19 @@ class VAETraining(Stage):
 
     def parts(self) -> dict[str, Any]:
         return {"vae": self.vae}
+
+    def preview(self, folder: ModelFolder, batch: dict[str, Any], experiment: Any) -> Tensor | None:
+        return reconstruct_waveform(folder, batch["waveform"], self.log_mel)
+
+    def example(self, experiment: Any) -> tuple[Any, ...] | None:
+        num_frames = experiment.audio.num_frames_of(self.config.crop_seconds)
+        return self.vae, torch.empty(self.config.batch_size, 1, num_frames, experiment.audio.num_mel_bins)
+
+
+def reconstruct_waveform(folder: ModelFolder, waveform: Tensor, log_mel: LogMel) -> Tensor:
+    """waveform (B, T) => itself through VAE and vocoder; until there is a vocoder, Griffin and Lim find the phases."""
+    vae = folder.load("vae").to(waveform.device).eval()
+    reconstruction = log_mel_of(vae, latent_of(vae, log_mel(waveform), sample=False))  # (B, 1, F, M)
+    if not folder.has("vocoder"):
+        return griffin_lim(reconstruction, log_mel.config)
+    return vocode(folder.load("vocoder").to(waveform.device).eval(), reconstruction)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from audioldm2_pl.audio import LogMel
 from audioldm2_pl.fields import bounded
+from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.discriminators import (
-    Judgement,
+    DiscriminatorOutput,
     MultiPeriodConfig,
     MultiPeriodDiscriminator,
     MultiScaleConfig,
@@ -83,23 +84,29 @@ class VocoderTraining(Stage):
     """Trains the vocoder against a multi-period and a multi-scale discriminator."""
 
     name = "vocoder"
+    makes = "vocoder"
+    settings = ("vocoder",)
     networks = ("vocoder", "discriminators")
     averaged = ("vocoder",)
 
-    def __init__(self, experiment, folder):
-        super().__init__(experiment, folder)
+    def __init__(self, config: VocoderTrainingConfig, vocoder: Any, log_mel: LogMel):
+        super().__init__(config)
         self.automatic_optimization = False
-        vocoder = folder.start("vocoder") or build_vocoder(experiment.vocoder)
-        check_hop_length(vocoder, experiment.audio.hop_length)
+        check_hop_length(vocoder, log_mel.config.hop_length)
         self.vocoder = prepare_for_training(vocoder.train().requires_grad_(True))
         self.discriminators = nn.ModuleList(
             [
-                MultiPeriodDiscriminator(self.config.period_discriminator),
-                MultiScaleDiscriminator(self.config.scale_discriminator),
+                MultiPeriodDiscriminator(config.period_discriminator),
+                MultiScaleDiscriminator(config.scale_discriminator),
             ]
         )
-        self.log_mel = LogMel(experiment.audio)
-        self.judging = False  # whether the discriminators have joined
+        self.log_mel = log_mel
+        self.adversarial = False  # whether the discriminators have joined
+
+    @classmethod
+    def build(cls, experiment: Any, folder: ModelFolder) -> Stage:
+        vocoder = folder.start("vocoder") or build_vocoder(experiment.vocoder)
+        return cls(experiment.training.vocoder, vocoder, LogMel(experiment.audio))
 
     def optimized(self) -> dict[str, nn.Module]:
         return {"generator": self.vocoder, "discriminator": self.discriminators}
@@ -107,12 +114,12 @@ class VocoderTraining(Stage):
     def generate(self, waveform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """waveform (B, T) => itself cut to whole frames, its log-mel (B, 1, F, M), the waveform generated from it."""
         log_mel = self.log_mel(waveform)
-        waveform = waveform[:, : log_mel.shape[2] * self.experiment.audio.hop_length]
+        waveform = waveform[:, : log_mel.shape[2] * self.log_mel.config.hop_length]
         return waveform, log_mel, vocode(self.vocoder, log_mel)
 
-    def judge(self, waveform: Tensor) -> Judgement:
-        """(logits, features) of all sub-discriminators."""
-        (logits, features), (more_logits, more_features) = (judge(waveform) for judge in self.discriminators)
+    def discriminate(self, waveform: Tensor) -> DiscriminatorOutput:
+        """Waveform (B, T) => (logits, features) of all sub-discriminators."""
+        (logits, features), (more_logits, more_features) = (network(waveform) for network in self.discriminators)
         return logits + more_logits, features + more_features
 
     def generator_terms(self, waveform: Tensor, log_mel: Tensor, generated: Tensor) -> dict[str, Tensor]:
@@ -120,38 +127,47 @@ class VocoderTraining(Stage):
         terms = {"mel": difference.mean(), "loud": (difference * log_mel.exp()).mean() / log_mel.exp().mean()}
         if self.config.loss_weights.get("stft"):
             terms["stft"] = stft_loss(generated, waveform, self.config.stft_sizes)
-        if self.judging:
+        if self.adversarial:
             with torch.no_grad():
-                _, real_features = self.judge(waveform)
-            logits, features = self.judge(generated)
+                _, real_features = self.discriminate(waveform)
+            logits, features = self.discriminate(generated)
             terms["adversarial"] = least_squares_generator_loss(logits)
             terms["feature_matching"] = feature_matching_loss(real_features, features)
         return terms
 
     def discriminator_loss(self, waveform: Tensor, generated: Tensor) -> Tensor:
-        real, fake = self.judge(waveform)[0], self.judge(generated.detach())[0]
+        real, fake = self.discriminate(waveform)[0], self.discriminate(generated.detach())[0]
         return least_squares_discriminator_loss(real, fake)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        waveform, log_mel, generated = self.generate(batch["waveform"])
+        waveform, log_mel, generated = self.generate(batch["waveform"])  # (B, T), (B, 1, F, M), (B, T)
         terms = self.generator_terms(waveform, log_mel, generated)
-        if self.judging:
+        if self.adversarial:
             terms["discriminator"] = self.discriminator_loss(waveform, generated)
         return terms
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         generator_optimizer, discriminator_optimizer = self.optimizers()  # type: ignore[misc]
-        self.judging = batch_idx >= self.config.discriminator_start
+        self.adversarial = batch_idx >= self.config.discriminator_start
         waveform, log_mel, generated = self.generate(batch["waveform"])
-        judged = {}
-        if self.judging:
-            judged["discriminator"] = self.discriminator_loss(waveform, generated)
-            self.update(discriminator_optimizer, judged["discriminator"], batch_idx)
+        extra = {}
+        if self.adversarial:
+            extra["discriminator"] = self.discriminator_loss(waveform, generated)
+            self.update(discriminator_optimizer, extra["discriminator"], batch_idx)
         self.discriminators.requires_grad_(False)  # the generator's step needs no gradient of their weights
         terms = self.generator_terms(waveform, log_mel, generated)
         self.update(generator_optimizer, self.total(terms), batch_idx)
         self.discriminators.requires_grad_(True)
-        self.log_terms(terms | judged, len(batch["key"]))
+        self.log_terms(terms | extra, len(batch["key"]))
 
     def parts(self) -> dict[str, Any]:
-        return {"vocoder": note_front_end(finish_training(self.vocoder), self.experiment.audio)}
+        return {"vocoder": note_front_end(finish_training(self.vocoder), self.log_mel.config)}
+
+    def preview(self, folder: ModelFolder, batch: dict[str, Any], experiment: Any) -> Tensor | None:
+        """Clips (B, T) through log-mel and vocoder and back."""
+        vocoder = folder.load("vocoder").to(self.device).eval()
+        return vocode(vocoder, self.log_mel(batch["waveform"]))
+
+    def example(self, experiment: Any) -> tuple[Any, ...] | None:
+        num_frames = experiment.audio.num_frames_of(self.config.crop_seconds)
+        return self.vocoder, torch.empty(self.config.batch_size, num_frames, experiment.audio.num_mel_bins)

@@ -1,1 +1,1 @@
-"""Listening tests: web pages for raters, a server that keeps their answers, means with intervals."""
+"""Listening tests: web pages for raters, a server that saves their answers, means with intervals."""

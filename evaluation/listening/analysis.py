@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from .batches import LOW_PASS, REAL, ListeningTest
-from .exchange import MIN_APPROVAL_RATE, MIN_APPROVALS, MIN_RATERS, PROLIFIC_FINISHED, Verdicts
+from .exchange import MIN_APPROVAL_RATE, MIN_APPROVALS, MIN_RATERS, PROLIFIC_FINISHED, Decisions
 from .questions import CHECK, QUESTIONS
 from .store import Answer, Rater, item_key
 
@@ -39,7 +39,7 @@ class Rating:
 
 
 @dataclass(frozen=True)
-class Interval:
+class RatingMean:
     mean: float
     low: float | None
     high: float | None
@@ -51,7 +51,7 @@ class Interval:
 def analyse(
     test: ListeningTest, answers: Sequence[Answer], raters: dict[str, Rater], rules: ScreeningRules | None = None
 ) -> dict:
-    """=> all that is to be told, as plain dicts without a rater's name. A batch that a rater has not finished does not
+    """=> the results, as plain dicts without a rater's name. A batch that a rater has not finished does not
     count, nor does a rater whom `rules` leave out."""
     finished = finished_answers(test, answers)
     reasons = screen(test, finished, raters, rules or ScreeningRules())
@@ -145,12 +145,14 @@ def question_summary(test: ListeningTest, ratings: Sequence[Rating], question: s
     differences = {}
     for a, b in combinations(names, 2):
         shared = [pair for pair in values[a] if pair in values[b]]
-        differences[f"{a} - {b}"] = asdict(interval([values[a][pair] - values[b][pair] for pair in shared], shared))
-    systems = {name: asdict(interval(list(values[name].values()), list(values[name]))) for name in names}
+        differences[f"{a} - {b}"] = asdict(
+            mean_with_interval([values[a][pair] - values[b][pair] for pair in shared], shared)
+        )
+    systems = {name: asdict(mean_with_interval(list(values[name].values()), list(values[name]))) for name in names}
     return {"systems": systems, "differences": differences}
 
 
-def interval(values: Sequence[float], pairs: Sequence[tuple[str, str]]) -> Interval:
+def mean_with_interval(values: Sequence[float], pairs: Sequence[tuple[str, str]]) -> RatingMean:
     """Mean over all ratings, as the paper's scores, and its 95 % interval; pairs: (rater, clip) of each value.
 
     Ratings of one rater, and of one clip, are alike, so they do not count as independent ones: the variance is that of
@@ -163,13 +165,13 @@ def interval(values: Sequence[float], pairs: Sequence[tuple[str, str]]) -> Inter
     smallest = min(counts[1:])
     mean = float(x.mean())
     if smallest < 2:
-        return Interval(mean, None, None, *counts)
+        return RatingMean(mean, None, None, *counts)
     residuals = x - mean
     by_rater, by_clip = cluster_variance(residuals, raters), cluster_variance(residuals, clips)
     alone = cluster_variance(residuals, range(len(x)))
     variance = max(by_rater + by_clip - alone, by_rater, by_clip)  # the sum can come out too small by chance
     half = float(student.ppf((1 + CONFIDENCE) / 2, smallest - 1)) * math.sqrt(variance)
-    return Interval(mean, mean - half, mean + half, *counts)
+    return RatingMean(mean, mean - half, mean + half, *counts)
 
 
 def cluster_variance(residuals: np.ndarray, clusters: Sequence[Hashable]) -> float:
@@ -179,20 +181,20 @@ def cluster_variance(residuals: np.ndarray, clusters: Sequence[Hashable]) -> flo
     return float(np.square(sums).sum()) / len(residuals) ** 2 * len(sums) / (len(sums) - 1)
 
 
-def verdicts(test: ListeningTest, answers: Sequence[Answer], rules: ScreeningRules | None = None) -> Verdicts:
+def payment_decisions(test: ListeningTest, answers: Sequence[Answer], rules: ScreeningRules | None = None) -> Decisions:
     """Of every finished batch of every rater. Only failed attention checks speak against paying: who hears the anchors
     alike is left out of the means, and paid."""
     allowed = (rules or ScreeningRules()).max_failed_checks
     finished = finished_answers(test, answers)
     failed = failed_checks(test, finished)
-    decided: Verdicts = {}
+    decided: Decisions = {}
     for batch, rater in sorted({(answer.batch, answer.rater) for answer in finished}):
         count = failed[batch, rater]
         decided[batch, rater] = f"The number of beeps was wrong in {count} listening checks." if count > allowed else ""
     return decided
 
 
-def table(results: dict) -> str:
+def results_table(results: dict) -> str:
     """The results for a terminal."""
     lines = []
     for question, summary in results["questions"].items():

@@ -1,4 +1,4 @@
-"""Which rater hears what: clips × systems dealt into batches, with hidden anchors and attention checks."""
+"""What each rater hears: clips × systems assigned to batches, with hidden anchors and attention checks."""
 
 import hashlib
 import json

@@ -7,9 +7,9 @@ from random import Random
 
 from audioldm2_pl.errors import UserError
 
-from ..folders import audio_files, read_audio, read_captions
+from ..folders import clip_files, read_audio, read_names
 from .batches import CHECK, LOW_PASS, REAL, RESERVED, Batch, Item, ListeningTest, plan_batches, save_test
-from .page import render_page
+from .page import render_batch_page
 from .questions import QUESTIONS
 from .stimuli import ANCHOR_HZ, bad_example, beeps, flac, high_energy, low_pass
 
@@ -32,7 +32,7 @@ def build_test(
     if (output / "answers.sqlite").exists():
         raise UserError(f"{output}: holds the answers to a test already; choose another folder for a new one")
     check_options(systems, options)
-    sounds = {system: audio_files(folder) for system, folder in {REAL: reference, **systems}.items()}
+    sounds = {system: clip_files(folder) for system, folder in {REAL: reference, **systems}.items()}
     texts = choose_clips(sounds, captions, options)
     strength = {clip: anchor_strength(sounds[REAL][clip]) for clip in texts}
     batches = plan_batches(list(texts), list(systems), options.clips_per_batch, strength, options.seed)
@@ -68,9 +68,9 @@ def check_options(systems: dict[str, Path], options: BuildOptions) -> None:
 
 
 def choose_clips(sounds: dict[str, dict[str, Path]], captions: Path | None, options: BuildOptions) -> dict[str, str]:
-    """=> clip -> text. Every clip has to be there from every system: nothing is left out silently."""
+    """=> clip -> text. Every clip has to be there from every system: a missing one is an error."""
     if captions is not None:
-        texts = {clip: found[0] for clip, found in read_captions(captions).items()}
+        texts = {clip: found[0] for clip, found in read_names(captions, "caption").items()}
     elif any(QUESTIONS[code].shows_text for code in options.questions):
         raise UserError("REL asks how a clip matches its text: give --captions FILE, a CSV with filename and caption")
     else:
@@ -113,7 +113,7 @@ def batch_page(batch: Batch, sounds: dict[str, dict[str, Path]], texts: dict[str
             }
         )
     examples = example_sounds(batch, sounds[REAL], texts, shows_text)
-    return render_page(batch.name, items, examples, options.questions, options.completion_url)
+    return render_batch_page(batch.name, items, examples, options.questions, options.completion_url)
 
 
 def item_sound(item: Item, sounds: dict[str, dict[str, Path]]) -> bytes:

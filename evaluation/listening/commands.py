@@ -4,15 +4,13 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from audioldm2_pl.errors import UserError
 
-if TYPE_CHECKING:
-    from .store import Answers
+from .store import Answers
 
 DESCRIPTION = (
-    "Listening tests: build makes the raters' pages, serve shows them and keeps the answers, analyse gives each "
+    "Listening tests: build makes the raters' pages, serve shows them and saves the answers, analyse gives each "
     "system's mean with its interval; export, import and review exchange CSV with Mechanical Turk and Prolific."
 )
 
@@ -21,7 +19,7 @@ def add_listen_parser(commands: argparse._SubParsersAction) -> None:
     listen = commands.add_parser("listen", help="listening tests: build, serve, analyse", description=DESCRIPTION)
     actions = listen.add_subparsers(dest="action", required=True, metavar="ACTION")
     add_build(actions)
-    serve = add_action(actions, "serve", "show the pages and keep the answers, until interrupted", run_serve)
+    serve = add_action(actions, "serve", "show the pages and save the answers, until interrupted", run_serve)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     serve.add_argument("--port", type=int, default=8765, help="0 takes a free one (default: %(default)s)")
 
@@ -30,7 +28,7 @@ def add_listen_parser(commands: argparse._SubParsersAction) -> None:
     export.add_argument("--url", required=True, help="where raters reach the pages, https://…")
     export.add_argument("--output", type=Path, help="folder for the files (default: the test's)")
 
-    take = add_action(actions, "import", "take in a platform's results file", run_import)
+    take = add_action(actions, "import", "take in a platform's results file", run_import_results)
     add_platform(take)
     take.add_argument("results", type=Path, help="the CSV as downloaded from the platform")
 
@@ -112,7 +110,7 @@ def run_export(options: argparse.Namespace) -> None:
     )
 
 
-def run_import(options: argparse.Namespace) -> None:
+def run_import_results(options: argparse.Namespace) -> None:
     from .exchange import import_mturk, import_prolific
 
     take, kind = (import_mturk, "new assignments") if options.platform == "mturk" else (import_prolific, "submissions")
@@ -120,31 +118,31 @@ def run_import(options: argparse.Namespace) -> None:
 
 
 def run_review(options: argparse.Namespace) -> None:
-    from .analysis import verdicts
+    from .analysis import payment_decisions
     from .exchange import review_mturk, review_prolific
 
     answers = open_answers(options.test)
     review = review_mturk if options.platform == "mturk" else review_prolific
-    counts = review(options.results, verdicts(answers.test, answers.answers()), options.output)
+    counts = review(options.results, payment_decisions(answers.test, answers.answers()), options.output)
     print(f"{options.output}: {counts[0]} approved, {counts[1]} rejected")
 
 
 def run_analyse(options: argparse.Namespace) -> None:
-    from .analysis import analyse, table
+    from .analysis import analyse, results_table
 
     answers = open_answers(options.test)
     results = analyse(answers.test, answers.answers(), answers.raters())
     if not results["raters"]["counted"]:
         raise UserError(f"{options.test}: no rater's answers count yet; collect some, then analyse again")
-    print(table(results))
+    print(results_table(results))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def open_answers(folder: Path, new: bool = False) -> "Answers":
+def open_answers(folder: Path, new: bool = False) -> Answers:
+    """The answers to the test; UserError where there are none yet, unless a `new` file is wanted."""
     from .batches import load_test
-    from .store import Answers
 
     test, path = load_test(folder), folder / "answers.sqlite"
     if not new and not path.exists():

@@ -21,8 +21,8 @@ MIN_RATERS = 10  # a clip
 
 MTURK_RATINGS = "Answer.ratings"  # the hidden field of mturk_layout.html, as results name it
 PROLIFIC_PLACEHOLDERS = ("PROLIFIC_PID", "STUDY_ID", "SESSION_ID")  # Prolific writes {{%NAME%}} for them
-UNJUDGED = ("Approve", "Reject")  # columns that Mechanical Turk names, and leaves to be filled in
-Verdicts = dict[tuple[str, str], str]  # (batch, rater) -> the reason against paying, which they will read; "": none
+UNREVIEWED = ("Approve", "Reject")  # columns that Mechanical Turk names, and leaves to be filled in
+Decisions = dict[tuple[str, str], str]  # (batch, rater) -> the reason against paying, which they will read; "": none
 PROLIFIC_FINISHED = ("AWAITING REVIEW", "APPROVED", "REJECTED")
 
 
@@ -61,13 +61,13 @@ def checked_url(url: str) -> str:
 
 def import_mturk(answers: Answers, path: Path) -> int:
     """The results file of the requester site: ratings and workers. => number of new assignments; importing a file again
-    changes nothing. All good rows are kept before a bad one is told."""
+    changes nothing. All good rows are saved before a bad one is reported."""
     new, troubles = 0, []
     for line, row in read_csv(path, ["WorkerId", "AssignmentStatus", "Input.batch", MTURK_RATINGS]):
         try:
             new += answers.record_all(row["Input.batch"], row["WorkerId"], json.loads(row[MTURK_RATINGS]))
             rate = approval_rate(row.get("LifetimeApprovalRate", ""))
-            answers.keep_rater(Rater(row["WorkerId"], "mturk", row["AssignmentStatus"], rate, None))
+            answers.save_rater(Rater(row["WorkerId"], "mturk", row["AssignmentStatus"], rate, None))
         except json.JSONDecodeError:
             troubles.append(f"line {line}: {MTURK_RATINGS} is not what mturk_layout.html writes")
         except Refused as refusal:
@@ -78,7 +78,7 @@ def import_mturk(answers: Answers, path: Path) -> int:
 
 
 def approval_rate(text: str) -> float | None:
-    """Of a text such as 95% (19/20) => 0.95; None where nothing was judged yet. Mechanical Turk counts the requester's
+    """Of a text such as 95% (19/20) => 0.95; None where nothing is reviewed yet. Mechanical Turk counts the requester's
     own tasks here, so the counts say nothing about a worker's record elsewhere."""
     match = re.fullmatch(r"\s*\d+(?:\.\d+)?% \((\d+)/(\d+)\)\s*", text)
     if not match or not int(match[2]):
@@ -96,22 +96,22 @@ def import_prolific(answers: Answers, path: Path) -> int:
             raise UserError(f"{path}, line {line}: Total approvals is {approvals!r}, not a number")
         number = int(approvals) if approvals else None
         try:
-            answers.keep_rater(Rater(row["Participant id"], "prolific", prolific_status(row), None, number))
+            answers.save_rater(Rater(row["Participant id"], "prolific", prolific_status(row), None, number))
         except Refused as error:
             raise UserError(f"{path}, line {line}: {error}") from None
         count += 1
     return count
 
 
-def review_mturk(path: Path, verdicts: Verdicts, output: Path) -> tuple[int, int]:
+def review_mturk(path: Path, decisions: Decisions, output: Path) -> tuple[int, int]:
     """The results file with Approve or Reject filled in, to be uploaded again. => (approved, rejected). What is
-    judged already stays as it is, and assignments without a verdict stay open."""
+    reviewed already stays as it is, and assignments without a decision stay open."""
     rows = [row for _, row in read_csv(path, ["WorkerId", "AssignmentStatus", "Input.batch"])]
     counts = [0, 0]
     for row in rows:
         row.setdefault("Approve", "")
         row.setdefault("Reject", "")
-        reason = verdicts.get((row["Input.batch"], row["WorkerId"]))
+        reason = decisions.get((row["Input.batch"], row["WorkerId"]))
         if row["AssignmentStatus"] == "Submitted" and reason is not None:
             row["Approve"], row["Reject"] = ("", reason) if reason else ("X", "")
             counts[bool(reason)] += 1
@@ -119,14 +119,14 @@ def review_mturk(path: Path, verdicts: Verdicts, output: Path) -> tuple[int, int
     return counts[0], counts[1]
 
 
-def review_prolific(path: Path, verdicts: Verdicts, output: Path) -> tuple[int, int]:
+def review_prolific(path: Path, decisions: Decisions, output: Path) -> tuple[int, int]:
     """A decision for each submission that awaits review; Prolific's bulk actions take the ids of each kind. One good
     batch is enough to be approved; LOOK: no finished one is there. => (approved, rejected)"""
     rows, counts = [], [0, 0]
     for _, row in read_csv(path, ["Participant id", "Status"]):
         if prolific_status(row) != "AWAITING REVIEW":
             continue
-        found = [reason for (_, rater), reason in verdicts.items() if rater == row["Participant id"]]
+        found = [reason for (_, rater), reason in decisions.items() if rater == row["Participant id"]]
         decision = "LOOK" if not found else "REJECT" if all(found) else "APPROVE"
         reason = found[0] if decision == "REJECT" else ""
         rows.append({"Participant id": row["Participant id"], "Decision": decision, "Reason": reason})
@@ -143,7 +143,7 @@ def prolific_status(row: dict[str, str]) -> str:
 
 def read_csv(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, row) of each row. Raises UserError where the file, a column, or every row is missing."""
-    rows = list(read_table(path, columns, may_lack=UNJUDGED))
+    rows = list(read_table(path, columns, optional=UNREVIEWED))
     if not rows:
         raise UserError(f"{path}: holds no rows")
     yield from rows

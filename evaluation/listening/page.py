@@ -9,7 +9,7 @@ from string import Template
 from .questions import question_of
 
 
-def render_page(
+def render_batch_page(
     batch: str,
     items: list[dict],
     examples: list[dict],

@@ -1,4 +1,4 @@
-"""Serves a test's pages to raters and keeps their answers: a small local server out of the standard library."""
+"""Serves a test's pages to raters and saves their answers: a small local server out of the standard library."""
 
 import hashlib
 import json
@@ -129,6 +129,6 @@ def serve(folder: Path, host: str, port: int) -> None:
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        print("stopped; all answers are kept")
+        print("stopped; all answers are saved")
     finally:
         server.server_close()

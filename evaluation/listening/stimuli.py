@@ -22,8 +22,8 @@ def low_pass(sound: np.ndarray, sample_rate: int, hz: float = ANCHOR_HZ) -> np.n
 
 def high_energy(sound: np.ndarray, sample_rate: int) -> float:
     """Share of the energy that the low-pass anchor loses."""
-    kept = np.square(low_pass(sound, sample_rate)).sum()
-    return float(1 - kept / max(np.square(sound).sum(), 1e-12))
+    passed = np.square(low_pass(sound, sample_rate)).sum()
+    return float(1 - passed / max(np.square(sound).sum(), 1e-12))
 
 
 def bad_example(sound: np.ndarray, sample_rate: int) -> np.ndarray:

@@ -54,7 +54,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Rater:
-    """What a platform tells about a rater."""
+    """What a platform knows about a rater."""
 
     name: str
     platform: str
@@ -90,13 +90,13 @@ class Answers:
         self.connection.close()
 
     def record(self, batch: Any, rater: Any, item: Any, answers: Any, seconds: Any = None) -> bool:
-        """Checks and keeps one item's answers, {question: 1 to 5}. => False where the very same answers were there
-        already, so that sending again is harmless. Raises Refused, and then keeps nothing."""
+        """Checks and saves one item's answers, {question: 1 to 5}. => False where the very same answers were there
+        already, so that sending again is harmless. Raises Refused, and then saves nothing."""
         found, rater = self.check_batch(batch), check_rater(rater)
         numbers = self.check_answers(found, item, answers)
         if seconds is not None and not is_duration(seconds):
             raise Refused(400, "seconds has to be a number that is not negative")
-        return self.keep(found.name, rater, {item: numbers}, seconds)
+        return self.save(found.name, rater, {item: numbers}, seconds)
 
     def record_all(self, batch: Any, rater: Any, ratings: Any) -> bool:
         """A whole batch, {item: {question: 1 to 5}}, for platforms that keep answers themselves; else as `record`."""
@@ -104,9 +104,9 @@ class Answers:
         if not isinstance(ratings, Mapping) or set(ratings) != {item.name for item in found.items}:
             raise Refused(400, f"ratings have to be there for all {len(found.items)} items of {batch} and for no other")
         numbers = {item: self.check_answers(found, item, answers) for item, answers in ratings.items()}
-        return self.keep(found.name, rater, numbers, None)
+        return self.save(found.name, rater, numbers, None)
 
-    def keep(self, batch: str, rater: str, ratings: dict[str, dict[str, int]], seconds: float | None) -> bool:
+    def save(self, batch: str, rater: str, ratings: dict[str, dict[str, int]], seconds: float | None) -> bool:
         """All of them in one transaction, or none."""
         with self.lock, self.connection:
             known: dict[str, dict[str, int]] = {}
@@ -168,8 +168,8 @@ class Answers:
             rows = self.connection.execute("SELECT * FROM ratings ORDER BY batch, rater, item, question")
             return [Answer(*row) for row in rows]
 
-    def keep_rater(self, rater: Rater) -> None:
-        """What is told again replaces what was told before."""
+    def save_rater(self, rater: Rater) -> None:
+        """A later record replaces an earlier one."""
         row = (check_rater(rater.name), rater.platform, rater.status, rater.approval_rate, rater.approvals)
         with self.lock, self.connection:
             self.connection.execute("INSERT OR REPLACE INTO raters VALUES (?, ?, ?, ?, ?)", row)

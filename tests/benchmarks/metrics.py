@@ -1,6 +1,6 @@
 """Clips a second of `evaluation.score` beside frechet-audio-distance's own loop: `make bench-eval` prints the table.
 
-Both sides hear the same files with the same full-size random weights, opened from files in the published layouts, and
+Both sides read the same files with the same full-size random weights, opened from files in the published layouts, and
 take turns at chunks of the clips, so that a busy machine slows both. Loading a model is not timed. Beside that: the
 peak memory of our side after 20, 50 and 100 % of the clips, each model in a process of its own.
 """
@@ -27,9 +27,13 @@ import torch
 from torch import nn
 
 from audioldm2_pl.conditioners.tokenizers import build_roberta_tokenizer
-from evaluation.embeddings import BACKENDS, Backend, import_library, without_hub
-from evaluation.score import ScoreOptions, score_folders, versions
-from evaluation.vggish import VGGish
+from evaluation.libraries import import_library, versions
+from evaluation.metrics.embeddings import BACKENDS, Backend, Embedder
+from evaluation.metrics.embeddings.frechet_audio_distance import import_frechet_audio_distance
+from evaluation.metrics.embeddings.laion_clap import TEXT_ENCODER, TOKENIZER, build_module, roberta
+from evaluation.metrics.embeddings.vggish import VGGish
+from evaluation.pairs import Inputs
+from evaluation.score import ScoreOptions, score_folders
 
 SEED = 0
 RATE, SECONDS = 16_000, 10
@@ -97,10 +101,8 @@ def random_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def write_weights(folder: Path) -> None:
     """The four checkpoints, full size, in the published files' layouts, and a tokenizer of bytes."""
-    import transformers
-
     torch.save(random_state(VGGish()), folder / WEIGHTS["vggish"])
-    pann = import_library("frechet_audio_distance.models.pann")
+    pann = import_frechet_audio_distance(".models.pann")
     cnn14 = pann.Cnn14(32_000, 1024, 320, mel_bins=64, fmin=50, fmax=16_000, classes_num=527)
     torch.save({"model": random_state(cnn14)}, folder / WEIGHTS["panns"])
     (folder / "Cnn14_mAP%3D0.431.pth").symlink_to(folder / WEIGHTS["panns"])  # the package's name for it
@@ -111,19 +113,11 @@ def write_weights(folder: Path) -> None:
     torch.save(random_state(passt), folder / WEIGHTS["passt"])
     tokenizer = build_roberta_tokenizer(77)
     tokenizer.save_pretrained(folder / "roberta-base")
-    with without_hub(tokenizer, transformers.RobertaModel(roberta_config(len(tokenizer)))):
-        clap = import_library("laion_clap").CLAP_Module(enable_fusion=False, device="cpu", amodel="HTSAT-base").model
+    options = {"enable_fusion": False, "device": "cpu", "amodel": "HTSAT-base"}
+    clap = build_module(tokenizer, roberta(len(tokenizer)), **options).model
     state = {f"module.{name}": value for name, value in random_state(clap).items()}
     state["module.text_branch.embeddings.position_ids"] = torch.arange(514)[None]
     torch.save({"epoch": 15, "state_dict": state}, folder / WEIGHTS["clap"])
-
-
-def roberta_config(vocabulary: int) -> Any:
-    import transformers
-
-    return transformers.RobertaConfig(
-        vocab_size=vocabulary, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5
-    )
 
 
 class HubVGGish(VGGish):
@@ -145,12 +139,12 @@ def their_vggish(weights: Path) -> Side:
     model = HubVGGish()
     model.load_state_dict(torch.load(weights / WEIGHTS["vggish"]))
     with mock.patch("torch.hub.load", return_value=model):
-        fad = import_library("frechet_audio_distance").FrechetAudioDistance(str(weights), "vggish", sample_rate=RATE)
+        fad = import_frechet_audio_distance().FrechetAudioDistance(str(weights), "vggish", sample_rate=RATE)
     return lambda chunk: float(fad.score(str(chunk / "reference"), str(chunk / "generated")))
 
 
 def their_panns(weights: Path) -> Side:
-    fad = import_library("frechet_audio_distance").FrechetAudioDistance(str(weights), "pann", sample_rate=32_000)
+    fad = import_frechet_audio_distance().FrechetAudioDistance(str(weights), "pann", sample_rate=32_000)
 
     def run(chunk: Path) -> None:
         for side in ("reference", "generated"):
@@ -161,16 +155,16 @@ def their_panns(weights: Path) -> Side:
 
 
 def their_passt(weights: Path) -> Side:
-    fad = import_library("frechet_audio_distance").FrechetAudioDistance
+    fad = import_frechet_audio_distance().FrechetAudioDistance
     loader = fad.__new__(fad)  # only its files are read: it knows no PaSST to be built with
     loader.sample_rate, loader.channels, loader.audio_load_worker, loader.verbose = 32_000, 1, 8, False
-    backend = BACKENDS["passt"](weights / WEIGHTS["passt"], "cpu")
+    embedder = BACKENDS["passt"].load(weights / WEIGHTS["passt"], "cpu")
 
     @torch.no_grad()
     def run(chunk: Path) -> None:
         for side in ("reference", "generated"):
             for clip in loader._FrechetAudioDistance__load_audio_files(str(chunk / side)):
-                backend.hear(torch.tensor(clip).float().unsqueeze(0))
+                embedder.encode(torch.tensor(clip).float().unsqueeze(0))
 
     return run
 
@@ -179,9 +173,8 @@ def their_clap(weights: Path) -> Side:
     import transformers
 
     tokenizer = transformers.RobertaTokenizer.from_pretrained(weights / "roberta-base")
-    text_encoder = transformers.RobertaModel(roberta_config(len(tokenizer)))
-    with without_hub(tokenizer, text_encoder):
-        clap = import_library("frechet_audio_distance").CLAPScore(str(weights), "music_speech_audioset")
+    TOKENIZER.given, TEXT_ENCODER.given = tokenizer, roberta(len(tokenizer))
+    clap = import_frechet_audio_distance().CLAPScore(str(weights), "music_speech_audioset")
     return lambda chunk: float(clap.score(str(chunk / "captions.csv"), str(chunk / "generated"))[0])
 
 
@@ -194,23 +187,25 @@ THEIR_SIDE: dict[str, Callable[[Path], Side]] = {
 
 
 @contextlib.contextmanager
-def our_side(name: str, weights: Path, heard: Callable[[Backend], Backend] = lambda backend: backend) -> Iterator[Side]:
+def our_side(
+    name: str, weights: Path, wrap: Callable[[Embedder], Embedder] = lambda embedder: embedder
+) -> Iterator[Side]:
     """`score_folders` with a protocol of one score; the model stays in memory from chunk to chunk."""
     protocol = weights / f"{name}.yaml"
     protocol.write_text(
         f"{name}:\n  models: {{m: {{backend: {name}, weights: '{WEIGHTS[name]}'}}}}\n"
         f"  scores: {{score: {{kind: {KINDS[name]}, model: m}}}}\n"
     )
-    backend = heard(BACKENDS[name](weights / WEIGHTS[name], "cpu"))
+    embedder = wrap(BACKENDS[name].load(weights / WEIGHTS[name], "cpu"))
     options = ScoreOptions(weights, resamples=0)  # the package has no intervals
 
     def run(chunk: Path) -> float:
         reference = chunk / "reference" if KINDS[name] != "clap" else None
         captions = chunk / "captions.csv" if KINDS[name] == "clap" else None
-        result, _ = score_folders(chunk / "generated", reference, captions, str(protocol), options)
+        result, _ = score_folders(Inputs(chunk / "generated", reference, captions), str(protocol), options)
         return result["scores"]["score"]["value"]
 
-    with mock.patch.dict(BACKENDS, {name: lambda path, device: backend}):
+    with mock.patch.dict(BACKENDS, {name: Backend(lambda path, device: embedder, BACKENDS[name].gives)}):
         yield run
 
 
@@ -255,31 +250,32 @@ def total_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def peak_memory(name: str, weights: Path, folder: Path, num_heard: int) -> dict[str, float]:
-    """MiB of peak memory while our side hears up to 20, 50 and 100 % of the clips, and with the score computed.
+def peak_memory(name: str, weights: Path, folder: Path, num_windows: int) -> dict[str, float]:
+    """MiB of peak memory while our side reads up to 20, 50 and 100 % of the clips, and with the score computed.
 
     Linux only: the kernel's high-water mark of this process, set back after each of them.
     """
     torch.set_num_threads(2)
     found: dict[str, float] = {}
     marks = {0.2: "20 %", 0.5: "50 %", 1.0: "100 %"}
-    heard = 0
+    seen = 0
 
-    def watched(backend: Backend) -> Backend:
-        hear = backend.hear
+    def watched(embedder: Embedder) -> Embedder:
+        encode = embedder.encode
+        assert encode
 
         def run(waveforms: torch.Tensor) -> Any:
-            nonlocal heard
-            if not heard:
+            nonlocal seen
+            if not seen:
                 high_water_mark()  # opening the checkpoint took more
-            result = hear(waveforms)
-            heard += len(waveforms)
-            for share in [share for share in marks if heard >= share * num_heard]:
+            result = encode(waveforms)
+            seen += len(waveforms)
+            for share in [share for share in marks if seen >= share * num_windows]:
                 found[marks.pop(share)] = high_water_mark()
             return result
 
-        backend.hear = run
-        return backend
+        embedder.encode = run
+        return embedder
 
     with our_side(name, weights, watched) as ours:
         ours(folder)
@@ -297,9 +293,9 @@ def high_water_mark() -> float:
 def measure_memory(weights: Path, folder: Path, num_clips: int) -> list[dict[str, Any]]:
     rows = []
     for name in ("vggish", "panns", "clap"):
-        num_heard = num_clips if KINDS[name] == "clap" else 2 * num_clips
+        num_windows = num_clips if KINDS[name] == "clap" else 2 * num_clips
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-            peaks = fresh.submit(peak_memory, name, weights, folder, num_heard).result()
+            peaks = fresh.submit(peak_memory, name, weights, folder, num_windows).result()
         growth = 1024 * (peaks["100 %"] - peaks["20 %"]) / (0.8 * num_clips)
         rows.append({"model": name, "clips": num_clips, "peak_mib": peaks, "growth_kib_a_clip": growth})
     return rows

@@ -25,8 +25,10 @@ from torch import Tensor
 
 from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.models.diffusion import guide
-from audioldm2_pl.models.gpt2 import LOAGenerator, LOAGPT2Config, build_projection
-from audioldm2_pl.models.unet import TUNet, TUNetConfig, to_hub_config
+from audioldm2_pl.models.gpt2 import LOAGenerator
+from audioldm2_pl.models.projection import ConditionProjection
+from audioldm2_pl.models.unet import WIDTHS, TUNet, TUNetConfig
+from audioldm2_pl.models.unet_hub import to_hub_config
 
 SEED = 0
 PAIRS = 3
@@ -56,7 +58,7 @@ def our_unet() -> TUNet:
 
 
 def diffusers_unet(config: TUNetConfig) -> Any:
-    return diffusers.AudioLDM2UNet2DConditionModel.from_config(to_hub_config(config))
+    return diffusers.AudioLDM2UNet2DConditionModel.from_config(to_hub_config(config, WIDTHS))
 
 
 def call_diffusers(net: Any, latent: Tensor, timestep: Tensor, conditions: list[Condition]) -> Tensor:
@@ -208,7 +210,7 @@ def gpt2_rows() -> list[dict[str, Any]]:
     config.max_new_tokens = NUM_VECTORS
     stock = transformers.GPT2LMHeadModel(config).eval()
     generator = LOAGenerator(
-        transformers.GPT2LMHeadModel(config), build_projection([512, 192], LOAGPT2Config(), NUM_PHONEMES)
+        transformers.GPT2LMHeadModel(config), ConditionProjection({"clap": 512, "phonemes": 192}, 768, NUM_PHONEMES)
     ).eval()  # fmt: skip
     generator.gpt2.load_state_dict(stock.state_dict())
     conditions = [

@@ -124,7 +124,7 @@ def reader(folder: Path) -> Callable[[], None]:
 def bare(folder: Path) -> Callable[[], None]:
     """The same number of FLACs decoded by soundfile out of the tars, and thrown away."""
     shards = ShardFolder(folder)
-    places = [(s, members["flac"]) for s in range(len(shards.counts)) for _, members in shards.clips(s)]
+    places = [(s, members["flac"]) for s in range(len(shards.counts)) for _, members in shards.table(s)]
     places = places[: len(places) // BATCH_SIZE * BATCH_SIZE]
 
     def run() -> None:
@@ -187,7 +187,7 @@ def measure(num_clips: int, num_pairs: int, folder: Path) -> dict[str, Any]:
     shards = ShardFolder(folder / "shards")
     sizes, files, originals = [], [], []
     for shard in range(len(shards.counts)):
-        for key, members in shards.clips(shard):
+        for key, members in shards.table(shard):
             offset, size = members["flac"]
             files.append(folder / f"{key}.flac")
             files[-1].write_bytes(os.pread(shards.open(shard).fileno(), size, offset))

@@ -36,7 +36,7 @@ def test_clap_gives_one_unit_vector_per_clip_and_prompt(clap):
     audio = clap.encode_audio(torch.randn(3, 20_000), 16_000)
     for condition in (text, audio):
         assert isinstance(condition, Condition)
-        assert condition.embedding.shape == (3, 1, clap.embedding_dim)
+        assert condition.embedding.shape == (3, 1, clap.width)
         assert condition.mask.shape == (3, 1) and condition.mask.all()
         torch.testing.assert_close(condition.embedding.norm(dim=-1), torch.ones(3, 1))
 
@@ -44,7 +44,7 @@ def test_clap_gives_one_unit_vector_per_clip_and_prompt(clap):
 @torch.no_grad()
 def test_padding_does_not_change_a_text_embedding(clap, t5):
     batch, tokens = clap.encode_text(TEXTS).embedding, t5(TEXTS)
-    assert tokens.embedding.shape[2] == t5.embedding_dim and tokens.mask.dtype == torch.bool
+    assert tokens.embedding.shape[2] == t5.width and tokens.mask.dtype == torch.bool
     for i, text in enumerate(TEXTS):
         torch.testing.assert_close(batch[i : i + 1], clap.encode_text([text]).embedding)
         alone = t5([text])
@@ -201,4 +201,4 @@ def test_small_claps_of_other_sizes_run(patch_size):
 def test_fused_checkpoints_are_refused(clap):
     fused = transformers.ClapFeatureExtractor(truncation="fusion")
     with pytest.raises(UserError, match="unfused"):
-        CLAP.from_parts(clap.model, clap.tokenizer, fused)
+        CLAP(clap.model, clap.tokenizer, fused)

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from audioldm2_pl.conditioners.phonemes import PAD, STOP, SYMBOLS, PhonemeConfig, PhonemeEncoder, clean, phonemes_of
+from audioldm2_pl.config import STAGES
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.pipeline import AudioLDM2
-from audioldm2_pl.training.samples import HEARD
+from audioldm2_pl.training.stage import Stage
 from data.shards import Clip, write_shards
 
 pytest.importorskip("phonemizer")
@@ -19,10 +20,12 @@ pytest.importorskip("espeakng_loader")
 
 SPEECH = (
     "conditioners.phonemes={hidden_size: 16, num_layers: 1, num_heads: 2, ffn_dim: 16, max_length: 40}",
-    "unet.cross_attention_dim=[null,32]",
+    "conditioners.clap.hears=waveform",
+    "gpt2.conditions=[clap,phonemes]",
+    "unet.conditions=[loa]",
     "training.ldm.poolings=[4]",
 )
-SAID = ["Hello there.", "A bell rings twice.", "Rain, again?", "Mr. Smith says no."]
+TRANSCRIPTS = ["Hello there.", "A bell rings twice.", "Rain, again?", "Mr. Smith says no."]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def speech_run(smoke, tmp_path_factory):
     rng = np.random.default_rng(0)
     clips = (
         Clip(key=f"said-{i}", transcript=text, waveform=0.1 * rng.standard_normal(40_960))
-        for i, text in enumerate(SAID)
+        for i, text in enumerate(TRANSCRIPTS)
     )
     write_shards(clips, folder / "train", num_workers=1)
     samples = ("trainer.sample_every_batches=4", "trainer.sample_clips=2")
@@ -48,8 +51,8 @@ def model(speech_run) -> AudioLDM2:
     return AudioLDM2.from_pretrained(speech_run.model_folder)
 
 
-def test_speech_is_heard_while_it_trains(speech_run):
-    for stage in HEARD:
+def test_speech_is_previewed_while_it_trains(speech_run):
+    for stage in [name for name, kind in STAGES.items() if kind.preview is not Stage.preview]:
         names = {path.name for path in (speech_run.run_folder / "samples" / stage).iterdir()}
         assert {"0_reference.wav", "0_0000004.wav", "1_0000004.wav"} <= names
 
@@ -100,9 +103,9 @@ def test_gpt2_stage_trains_the_phonemes(speech_run):
     from audioldm2_pl.training.joint import JointFinetuning
 
     folder = ModelFolder(speech_run.model_folder)
-    batch = {"text": ["", ""], "transcript": SAID[:2], "waveform": torch.randn(2, 40_960), "key": ["a", "b"]}
+    batch = {"text": ["", ""], "transcript": TRANSCRIPTS[:2], "waveform": torch.randn(2, 40_960), "key": ["a", "b"]}
     for kind in (GPT2Finetuning, JointFinetuning):
-        stage = kind(speech_run, folder).train()
+        stage = kind.build(speech_run, folder).train()
         stage.total(stage.losses(batch)).backward()
         assert stage.phonemes.model.text_encoder.embed_tokens.weight.grad.abs().sum() > 0
         assert stage.loa_generator.projection.learnable_positional_embedding.grad.abs().sum() > 0
@@ -120,20 +123,20 @@ def test_folder_is_that_of_the_published_speech_models(speech_run):
     assert projection["use_learned_position_embedding"] and projection["max_seq_length"] == 40
 
 
-def test_says_what_it_is_told(model):
-    first, again = (model.generate("a woman speaks", steps=2, transcripts="Hello there.") for _ in range(2))
+def test_a_transcript_decides_the_sound(model):
+    first, again = (model.generate("a woman speaks", num_steps=2, transcript="Hello there.") for _ in range(2))
     assert first.shape == (1, 40_960) and torch.equal(first, again)
-    loa = [model.generate_loa(model.encode_text(["a woman"], [said])) for said in ("Hello there.", "No.")]
+    loa = [model.generate_loa(model.encode_conditions(["a woman"], [said])) for said in ("Hello there.", "No.")]
     assert not torch.allclose(loa[0], loa[1], atol=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("transcripts", "message"),
-    [(None, "give --transcript"), (["a", "b"], "2 transcripts for 1 prompts"), (" ", "none empty")],
+    ("transcript", "message"),
+    [(None, "--transcript"), (["a", "b"], "transcript: 2 for 1 prompts"), (" ", "give each prompt a transcript")],
 )
-def test_bad_transcripts_are_plain_errors(model, transcripts, message):
+def test_bad_transcripts_are_plain_errors(model, transcript, message):
     with pytest.raises(UserError, match=message):
-        model.generate("a man speaks", steps=1, transcripts=transcripts)
+        model.generate("a man speaks", num_steps=1, transcript=transcript)
 
 
 def test_stock_diffusers_says_the_same_loa(model, speech_run):
@@ -142,20 +145,20 @@ def test_stock_diffusers_says_the_same_loa(model, speech_run):
         ["a woman speaks"], "cpu", 1, False, transcription=["hello there."],
         max_new_tokens=pipeline.language_model.config.max_new_tokens,
     )  # fmt: skip
-    conditions = model.encode_text(["a woman speaks"], ["Hello there."])
-    assert torch.equal(mask.bool(), conditions[1].mask)
+    conditions = model.encode_conditions(["a woman speaks"], ["Hello there."])
+    assert torch.equal(mask.bool(), conditions["phonemes"].mask)
     torch.testing.assert_close(model.generate_loa(conditions), theirs, atol=1e-4, rtol=0)
 
 
-def test_text_and_speech_settings_do_not_mix(smoke):
-    with pytest.raises(UserError, match="there is none"):
+def test_phonemes_that_nothing_reads_are_refused(smoke):
+    with pytest.raises(UserError, match=r"conditioners\.phonemes: no network reads it; name it in gpt2\.conditions"):
         smoke(SPEECH[0])
-    with pytest.raises(UserError, match="no place for the text"):
-        smoke(SPEECH[1])
+    with pytest.raises(UserError, match=r"gpt2\.conditions names phonemes, but conditioners\.phonemes is null"):
+        smoke("gpt2.conditions=[clap,phonemes]")
 
 
 def test_a_text_models_encoder_is_no_phoneme_encoder(smoke_run, speech_run, tmp_path):
     with pytest.raises(UserError, match="not what `from: phonemes` asks for"):
         ModelFolder(tmp_path / "a", given={"phonemes": str(smoke_run.model_folder)}).take_given()
     ModelFolder(tmp_path / "b", given={"phonemes": str(speech_run.model_folder)}).take_given()
-    assert isinstance(ModelFolder(tmp_path / "b").words(), PhonemeEncoder)
+    assert isinstance(ModelFolder(tmp_path / "b").conditioner("phonemes"), PhonemeEncoder)

@@ -5,7 +5,7 @@ import pytest
 
 from audioldm2_pl.errors import UserError
 from data.containers import container_seconds, decode_segment
-from data.shards import Clip, read_clip
+from data.shards import Clip, load_sound
 
 av = pytest.importorskip("av")
 RATE = 48_000
@@ -44,9 +44,9 @@ def test_a_segment_is_where_it_should_be(recording):
 
 
 def test_clips_read_it_resampled(recording):
-    waveform = read_clip(Clip("a", path=recording, start=1.5, duration=1.0), 16_000)
+    waveform = load_sound(Clip("a", path=recording, start=1.5, duration=1.0), 16_000).waveform
     assert len(waveform) == 16_000 and loudest_hz(waveform, 16_000) == pytest.approx(880, abs=3)
-    assert len(read_clip(Clip("a", path=recording), 16_000)) == pytest.approx(48_000, abs=500)
+    assert len(load_sound(Clip("a", path=recording), 16_000).waveform) == pytest.approx(48_000, abs=500)
 
 
 def test_bad_files_are_user_errors(recording, tmp_path):
@@ -56,4 +56,4 @@ def test_bad_files_are_user_errors(recording, tmp_path):
     broken.write_bytes(b"no video")
     for path, message in ((broken, "cannot be read as audio"), (tmp_path / "none.mp4", "no such audio file")):
         with pytest.raises(UserError, match=message):
-            read_clip(Clip("a", path=path), 16_000)
+            load_sound(Clip("a", path=path), 16_000)

@@ -2,8 +2,7 @@ import json
 
 import numpy as np
 
-from data.corpus import run_corpus
-from data.leakage import guarded
+from data.corpus import Corpus
 from data.shards import Clip
 from data.verify import verify
 
@@ -14,14 +13,14 @@ def some_clips(num_clips):
         yield Clip(f"clip-{number}", waveform=rng.uniform(-1, 1, 1600), extra={"source_id": f"corpus:{number}"})
 
 
-def test_run_corpus(tmp_path, capsys):
+def test_splits(tmp_path, capsys):
     def clips(source, split, wanted):
         yield from some_clips(wanted if split == "train" else 0)
         print(wanted, "wanted")
 
     def run(wanted, source=tmp_path):
         argv = [str(source), str(tmp_path / "out"), "--wanted", str(wanted), "--workers", "1"]
-        return run_corpus(clips, ("train", "test"), "", argv, lambda p: p.add_argument("--wanted", type=int))
+        return Corpus("", ("train", "test"), clips, {"--wanted": {"type": int}}).main(argv)
 
     assert run(3) == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["train"]
@@ -43,11 +42,10 @@ def test_sizes_of_shards_and_what_was_refused_after_a_break(tmp_path, capsys):
                 breaks.append(True)
                 raise OSError("disk")
 
-    def clips(source, split):
-        return guarded(found(source, split), {"corpus:0", "corpus:8"})
+    corpus = Corpus("", ("train",), found, held_out=lambda source: {"corpus:0", "corpus:8"})
 
     def run(*options):
-        return run_corpus(clips, ("train",), "", [str(tmp_path), str(tmp_path / "out"), "--workers", "1", *options])
+        return corpus.main([str(tmp_path), str(tmp_path / "out"), "--workers", "1", *options])
 
     try:
         run("--clips-per-shard", "2")
@@ -56,7 +54,7 @@ def test_sizes_of_shards_and_what_was_refused_after_a_break(tmp_path, capsys):
     assert len(breaks) == 3
     assert run("--clips-per-shard", "2") == 0
     printed = capsys.readouterr().out
-    assert "goes on after" in printed and printed.count("refused 2 clips of evaluation sets (2 ids listed)") == 1
+    assert "resumes after" in printed and printed.count("refused 2 clips of evaluation sets (2 ids listed)") == 1
     assert "h a core-hour" in printed
     assert [shard["num_clips"] for shard in verify(tmp_path / "out/train")["shards"]] == [2, 2, 2, 1]
     assert run("--shard-gib", "0.000005") == 0  # 5,369 bytes

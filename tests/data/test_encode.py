@@ -15,10 +15,11 @@ from audioldm2_pl.errors import UserError
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.shards.datamodule import AudioShards
 from audioldm2_pl.shards.encoded import EncodedFolder
-from audioldm2_pl.shards.reader import BadClip, ShardFolder
+from audioldm2_pl.shards.format import BadClip
+from audioldm2_pl.shards.reader import ShardFolder
 from audioldm2_pl.training.run import STAGES, train
-from data import encode
 from data.encode import encode_experiment, main, parts_to_encode
+from data.feature_writer import FeatureWriter
 from data.shards import Clip, write_shards
 from data.verify import verify
 
@@ -60,11 +61,10 @@ def given(smoke, corpus, tmp_path_factory):
 def losses(experiment, name: str, encoded: bool, num_batches: int = 4) -> list[dict[str, float]]:
     """The loss terms of a stage's first batches, with the draws of training."""
     seed_everything(0, verbose=False)
-    stage = STAGES[name](experiment, ModelFolder(experiment.model_folder, experiment.from_)).train()
+    stage = STAGES[name].build(experiment, ModelFolder(experiment.model_folder, experiment.from_)).train()
     data = AudioShards(experiment.data, experiment.audio, 5, 3)
     if encoded:
-        texts = TEXT_FEATURES if "t5" in stage.frozen else TEXT_FEATURES[:1]
-        data.read_encoded(stage.encoded, texts, experiment.model_folder)
+        data.read_encoded(stage.encoded, stage.stored_texts(), experiment.model_folder)
     found = []
     for i, batch in zip(range(num_batches), data.train_dataloader()):
         assert ("waveform" in batch) != encoded
@@ -102,13 +102,13 @@ def test_a_broken_off_run_goes_on_and_a_whole_one_is_left_alone(given, tmp_path,
     experiment = given(f"data.encoded=[{tmp_path / 'whole'}]")
     encode_experiment(experiment, 3)
     broken = given(f"data.encoded=[{tmp_path / 'broken'}]")
-    close = encode.ShardWriter.close
+    close = FeatureWriter.close
 
-    def die_after_the_first(self, place):
-        close(self, place)
+    def die_after_the_first(self, *shard):
+        close(self, *shard)
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(encode.ShardWriter, "close", die_after_the_first)
+    monkeypatch.setattr(FeatureWriter, "close", die_after_the_first)
     with pytest.raises(RuntimeError, match="killed"):
         encode_experiment(broken, 3)
     monkeypatch.undo()
@@ -191,7 +191,7 @@ def test_stale_features_are_refused(encoded, corpus, given, tmp_path):
 
 def test_bad_clips_stay_bad_and_keep_their_places(given, corpus, tmp_path):
     source = shutil.copytree(corpus, tmp_path / "train")
-    key, members = ShardFolder(source).clips(0)[2]
+    key, members = ShardFolder(source).table(0)[2]
     content = bytearray((source / "000000.tar").read_bytes())
     offset, size = members["flac"]
     content[offset : offset + size] = bytes(size)
@@ -233,7 +233,7 @@ def test_what_trains_is_left_out(smoke, given):
     unfinished = ModelFolder(experiment.model_folder, {})
     parts, lines = parts_to_encode(experiment, unfinished)
     assert parts == {} and len(lines) == 4
-    assert "t5: left out, it trains (conditioners.t5.pretrained is null)" in lines
+    assert "t5: left out, it trains (conditioners.t5 has no pretrained weights)" in lines
 
 
 def test_command_refuses_in_one_line(given, corpus, smoke, capsys, tmp_path):

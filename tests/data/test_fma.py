@@ -79,8 +79,8 @@ def test_user_errors(source):
         list(fma.clips(source, "train"))
     path = source / "fma_metadata/tracks.csv"
     for old, new, message in (
-        ("set,set", "get,set", r"lacks set\.split"),
-        ("track_id", "2", "lacks the row of track_id"),
+        ("set,set", "get,set", r"set\.split is missing"),
+        ("track_id", "2", "the row of track_id is missing"),
         ("\n137,0", "\n137", "line 6: not a row"),
         ("validation", "valid", "line 5: split 'valid'"),
         ("Freeway", '"Freeway', "line 5: no row of CSV"),

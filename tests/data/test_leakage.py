@@ -3,7 +3,7 @@ import json
 import pytest
 
 from audioldm2_pl.errors import UserError
-from data.leakage import guarded, read_ids, refused_ids
+from data.leakage import excluded_ids, read_ids, without_ids
 from data.shards import Clip
 
 IDS = {"youtube:7fmOlUlwoNg", "youtube:6BJ455B1aAs"}
@@ -62,7 +62,7 @@ def test_a_list_that_names_no_clip_is_a_warning(tmp_path, capsys):
     met, other = tmp_path / "met.csv", tmp_path / "other.csv"
     met.write_text("ytid\n7fmOlUlwoNg\n")
     other.write_text("ytid\n6BJ455B1aAs\n" + "".join(f"aaaaaaaaaa{number}\n" for number in range(5)))
-    assert [clip.key for clip in guarded(clips, refused_ids([met, other]), [met, other])] == ["b"]
+    assert [clip.key for clip in without_ids(clips, excluded_ids([met, other]), [met, other])] == ["b"]
     assert capsys.readouterr().err == (
         f"warning: {other}: none of its 6 ids is in this corpus "
         "(youtube:6BJ455B1aAs, youtube:aaaaaaaaaa0, youtube:aaaaaaaaaa1, ...)\n"
@@ -71,10 +71,10 @@ def test_a_list_that_names_no_clip_is_a_warning(tmp_path, capsys):
 
 def test_refused_clips_are_counted(capsys):
     clips = [Clip(key=name, extra={"source_id": f"youtube:{name}"}) for name in ("a", "b", "c")]
-    kept = list(guarded(clips, {"youtube:b", "freesound:a"}))
+    kept = list(without_ids(clips, {"youtube:b", "freesound:a"}))
     assert [clip.key for clip in kept] == ["a", "c"]
     assert capsys.readouterr().out == "refused 1 clips of evaluation sets (2 ids listed)\n"
-    assert list(guarded(clips, set())) == clips
+    assert list(without_ids(clips, set())) == clips
     assert capsys.readouterr().out == ""
 
 
@@ -100,7 +100,7 @@ def test_lists_of_freesound(tmp_path):
     blacklist, clotho = tmp_path / "blacklist.json", tmp_path / "clotho_metadata_evaluation.csv"
     blacklist.write_text(json.dumps({"AudioSet": ["Y7fmOlUlwoNg.wav"], "FreeSound": ["156"]}))
     clotho.write_text("file_name,keywords,sound_id\na.wav,x;y,201\nb.wav,z,Not found\n")
-    assert refused_ids([blacklist, clotho]) == {"youtube:7fmOlUlwoNg", "freesound:156", "freesound:201"}
+    assert excluded_ids([blacklist, clotho]) == {"youtube:7fmOlUlwoNg", "freesound:156", "freesound:201"}
 
 
 def test_what_is_no_list(tmp_path):
@@ -115,8 +115,8 @@ def test_what_is_no_list(tmp_path):
     with pytest.raises(UserError, match="no such list"):
         read_ids(tmp_path / "none.csv")
     with pytest.raises(UserError, match="--exclude"):
-        refused_ids(None)
-    assert refused_ids([]) == set()
+        excluded_ids(None)
+    assert excluded_ids([]) == set()
 
 
 def test_real_lists(real_data):

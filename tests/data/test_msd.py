@@ -65,15 +65,15 @@ def test_lp_musiccaps(source, tmp_path):
     row["caption_attribute_prediction"] = "Not to be used."
     path = tmp_path / "captions.jsonl"
     path.write_text("\ufeff" + json.dumps(row) + "\n", encoding="utf-8")
-    assert [clip.captions for clip in msd.clips(source, "train", path)][2] == ["It snows.", "Snow."]
+    assert [clip.captions for clip in msd.clips(source, "train", lp_musiccaps=path)][2] == ["It snows.", "Snow."]
     path.write_text("{}\n{\n")
     with pytest.raises(UserError, match="no 'track_id'"):
-        list(msd.clips(source, "train", path))
+        list(msd.clips(source, "train", lp_musiccaps=path))
     path.write_text("{\n")
     with pytest.raises(UserError, match="line 1: not a line of JSON"):
-        list(msd.clips(source, "train", path))
+        list(msd.clips(source, "train", lp_musiccaps=path))
     with pytest.raises(UserError, match="no such file"):
-        list(msd.clips(source, "train", tmp_path / "none.jsonl"))
+        list(msd.clips(source, "train", lp_musiccaps=tmp_path / "none.jsonl"))
 
 
 def test_recordings_by_name(source):

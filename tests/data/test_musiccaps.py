@@ -26,7 +26,7 @@ def test_rows(tmp_path):
 
 def test_user_errors(tmp_path):
     (tmp_path / "musiccaps-public.csv").write_text(HEADER + ROW.replace("['sad', 'ballad']", "sad"))
-    with pytest.raises(UserError, match="'sad' is not a list of aspects"):
+    with pytest.raises(UserError, match="'sad' is not a list"):
         list(musiccaps.clips(tmp_path, "test"))
 
 

@@ -74,7 +74,7 @@ def test_killed_at_any_time_it_goes_on_to_the_same_bytes(tmp_path, capsys):
     made.clear()
     build(output, 0.1)
     assert len(made) <= NUM_CLIPS - 10 and made[-1] == NUM_CLIPS - 1  # what was finished is not made again
-    assert "goes on after" in capsys.readouterr().out
+    assert "resumes after" in capsys.readouterr().out
     assert content(output) == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "whole"]
 
@@ -132,8 +132,8 @@ def test_changed_clips_and_settings_are_written_anew(tmp_path, capsys):
     changed = [*clips[:3], noise(8), *clips[4:]]
     write_shards(changed, output, clips_per_shard=2, num_workers=1)
     printed = capsys.readouterr().out
-    assert "clips have changed since the broken-off run; written anew from shard 1" in printed
-    assert "goes on after 1 finished shards (2 clips)" in printed
+    assert "clips have changed since the interrupted run; written anew from shard 1" in printed
+    assert "resumes after 1 finished shards (2 clips)" in printed
     write_shards(changed, tmp_path / "fresh", clips_per_shard=2, num_workers=1)
     assert content(output) == content(tmp_path / "fresh")
 

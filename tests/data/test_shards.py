@@ -22,7 +22,7 @@ def some_clips(num_clips=5, num_samples=1600):
 
 
 def test_round_trip(tmp_path):
-    index = write_shards(some_clips(), tmp_path / "train", RATE, clips_per_shard=2, num_workers=1)
+    index = write_shards(some_clips(), tmp_path / "train", sample_rate=RATE, clips_per_shard=2, num_workers=1)
     assert [shard["num_clips"] for shard in index["shards"]] == [2, 2, 1]
     assert (index["format"], index["num_clips"], index["seconds"]) == (1, 5, 0.5)
     assert index == json.loads((tmp_path / "train" / "index.json").read_text())
@@ -55,13 +55,13 @@ def test_same_clips_give_same_bytes_and_replace_what_was_there(tmp_path):
 def test_files_are_resampled_and_cut(tmp_path):
     seconds = np.arange(2 * 8000) / 8000
     soundfile.write(tmp_path / "tone.wav", 0.5 * np.sin(2 * np.pi * 440 * seconds), 8000)
-    whole = shards.read_clip(Clip("a", path=tmp_path / "tone.wav"), RATE)
-    part = shards.read_clip(Clip("b", path=tmp_path / "tone.wav", start=0.5, duration=1.0), RATE)
+    whole = shards.load_sound(Clip("a", path=tmp_path / "tone.wav"), RATE).waveform
+    part = shards.load_sound(Clip("b", path=tmp_path / "tone.wav", start=0.5, duration=1.0), RATE).waveform
     assert (whole.shape, part.shape) == ((2 * RATE,), (RATE,))
     middle = slice(2000, -2000)  # away from the resampler's edges
     np.testing.assert_allclose(part[middle], whole[8000:-8000][middle], atol=1e-3)
     with pytest.raises(UserError, match="ends before"):
-        shards.read_clip(Clip("c", path=tmp_path / "tone.wav", start=3.0), RATE)
+        shards.load_sound(Clip("c", path=tmp_path / "tone.wav", start=3.0), RATE)
 
 
 def test_unreadable_clips_are_left_out_and_listed(tmp_path):

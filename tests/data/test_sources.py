@@ -2,7 +2,7 @@ import pytest
 
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.tables import read_json
-from data.sources import audio_files, fields, number, sound_number, source_id, video_id, youtube_files
+from data.sources import audio_files, fields, number, site_id, source_id, youtube_files
 
 VIDEO = "-0jeONf82dE"
 
@@ -58,11 +58,11 @@ def test_equal_stems_stay_together_in_the_order_of_path(tmp_path):
 
 
 def test_video_id():
-    assert video_id("YvfY_TJq7n_U.wav") == "vfY_TJq7n_U"
-    assert video_id("/data/part9/Y7fmOlUlwoNg.wav") == video_id("7fmOlUlwoNg") == "7fmOlUlwoNg"
-    assert video_id("YYQSuFyFm3Lc.wav") == video_id("YQSuFyFm3Lc") == "YQSuFyFm3Lc"
+    assert site_id("youtube", "YvfY_TJq7n_U.wav") == "vfY_TJq7n_U"
+    assert site_id("youtube", "/data/part9/Y7fmOlUlwoNg.wav") == site_id("youtube", "7fmOlUlwoNg") == "7fmOlUlwoNg"
+    assert site_id("youtube", "YYQSuFyFm3Lc.wav") == site_id("youtube", "YQSuFyFm3Lc") == "YQSuFyFm3Lc"
     with pytest.raises(UserError, match="not named by a YouTube id"):
-        video_id("bird.wav")
+        site_id("youtube", "bird.wav")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,9 @@ def test_ids_of_youtube_in_all_their_shapes(name):
     "name", ["YQSuFyFm3Lc", "Yabcdefg_12", "abcdefgh_30", "Y__________", "-0jeONf82dE", "Y_30_40_50_"]
 )
 def test_whole_ids_of_youtube_stay_as_they_are(name):
-    assert video_id(name) == video_id(f"Y{name}.wav") == video_id(f"{name}_30.wav") == name
+    assert (
+        site_id("youtube", name) == site_id("youtube", f"Y{name}.wav") == site_id("youtube", f"{name}_30.wav") == name
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_numbers_of_freesound_in_all_their_shapes(name):
 def test_what_is_no_id():
     for name in ("Not found", "123.5", "1e5", "rain-123", None, float("nan")):
         with pytest.raises(UserError, match="not a number of FreeSound's"):
-            sound_number(name)
+            site_id("freesound", name)
     assert source_id("youtube", "#NAME?") == "youtube:#NAME?"
     assert source_id("ljspeech", " LJ001-0001") == "ljspeech:LJ001-0001"
 

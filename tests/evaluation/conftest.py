@@ -8,8 +8,9 @@ from tiny_corpus import AUDIO, write_split
 
 from audioldm2_pl.config import ExperimentConfig
 from audioldm2_pl.shards.datamodule import DataConfig
-from evaluation.embeddings import import_library
-from evaluation.judge import JudgeConfig
+from evaluation.libraries import import_library
+from evaluation.metrics.embeddings.laion_clap import import_laion_clap
+from evaluation.sound_classifier import SoundClassifierConfig
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +20,8 @@ def eval_library() -> Callable[[str], Any]:
     def imported(name: str) -> Any:
         if find_spec(name.split(".")[0]) is None:
             pytest.skip(f"{name} is not installed")
+        if name.split(".")[0] in ("laion_clap", "frechet_audio_distance"):
+            import_laion_clap()  # before anything else imports it and asks a model hub
         return import_library(name)
 
     return imported
@@ -43,5 +46,5 @@ def experiment(corpus, tmp_path) -> ExperimentConfig:
 
 
 @pytest.fixture
-def judge_config() -> JudgeConfig:
-    return JudgeConfig(AUDIO, channels=[8, 16, 16], embedding_size=16, batches=40, batch_size=12)
+def classifier_config() -> SoundClassifierConfig:
+    return SoundClassifierConfig(AUDIO, channels=[8, 16, 16], embedding_size=16, batches=40, batch_size=12)

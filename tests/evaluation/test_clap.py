@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.clap import CLAPScore, clap_score, cosines
+from evaluation.metrics.clap import CLAPScore, clap_score, cosines
 
 
 def test_equal_vectors_score_one():

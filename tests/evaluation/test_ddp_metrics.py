@@ -10,15 +10,15 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 from torchmetrics import Metric
 
-from evaluation.clap import CLAPScore, clap_score
-from evaluation.fad import FrechetDistance, distance_of_rows
-from evaluation.inception import InceptionScore, inception_score
-from evaluation.kl import KLDivergence, kl_of_logits
-from evaluation.wer import WordErrorRate, word_error_rate
+from evaluation.metrics.clap import CLAPScore, clap_score
+from evaluation.metrics.fad import FrechetDistance, distance_of_rows
+from evaluation.metrics.inception import InceptionScore, inception_score
+from evaluation.metrics.kl import KLDivergence, kl_of_logits
+from evaluation.metrics.wer import WordErrorRate, word_error_rate
 
 NUM_CLIPS = 31
 SHARES = (slice(0, 20), slice(20, NUM_CLIPS))  # unequal, and in batches of unequal size
-TOLD = [f"clip {'very ' * (n % 4)}{n}" for n in range(NUM_CLIPS)]
+TRANSCRIPTS = [f"clip {'very ' * (n % 4)}{n}" for n in range(NUM_CLIPS)]
 TEXT = [f"clip {'very ' * (n % 3)}{n % 10}" for n in range(NUM_CLIPS)]
 
 
@@ -38,11 +38,11 @@ def one_pass() -> dict[str, float]:
         "kl_sigmoid": kl_of_logits(*logits, activation="sigmoid").mean(),
         "inception": inception_score(logits[1]),
         "clap": clap_score(*embeddings),
-        "wer": word_error_rate(TOLD, TEXT),
+        "wer": word_error_rate(TRANSCRIPTS, TEXT),
     }
 
 
-def hear(rank: int, folder: str) -> None:
+def update_and_compute(rank: int, folder: str) -> None:
     """One process: updates every metric with its share, writes what compute() says to <folder>/<rank>.json."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(SHARES))
@@ -56,7 +56,7 @@ def hear(rank: int, folder: str) -> None:
             metric.update(p, q)
         inception.update(q)
         clap.update(reference, generated)
-        wer.update([TOLD[n] for n in clips], [TEXT[n] for n in clips])
+        wer.update([TRANSCRIPTS[n] for n in clips], [TEXT[n] for n in clips])
     metrics: dict[str, Metric] = {
         "fad": fad, "kl": kl, "kl_sigmoid": kl_sigmoid, "inception": inception, "clap": clap, "wer": wer,
     }  # fmt: skip
@@ -66,7 +66,7 @@ def hear(rank: int, folder: str) -> None:
 
 
 def test_two_processes_read_what_one_pass_gives(tmp_path):
-    spawn(hear, (str(tmp_path),), nprocs=len(SHARES))
+    spawn(update_and_compute, (str(tmp_path),), nprocs=len(SHARES))
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(len(SHARES)))
     assert first == second  # to the last bit: a rank that saw another value would stop or save at another time
     expected = one_pass()

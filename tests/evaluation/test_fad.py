@@ -3,16 +3,15 @@ import pytest
 import torch
 
 from audioldm2_pl.errors import UserError
-from evaluation.fad import (
-    ClipFeatures,
+from evaluation.metrics.fad import (
     FrechetDistance,
     distance_against_n,
     distance_of_rows,
     extrapolate,
     frechet_distance,
-    gaussian_of,
     per_clip_distance,
 )
+from evaluation.metrics.metric import ClipFeatures
 
 
 def random_covariance(draw: np.random.Generator, size: int, rank: int | None = None) -> np.ndarray:
@@ -142,5 +141,10 @@ def test_per_clip_distance_points_at_the_odd_clip():
     rows[20:30] += 4
     distances = per_clip_distance(reference, ClipFeatures(rows, np.array([10, 10, 10, 9, 1])))
     assert np.nanargmax(distances) == 2 and np.isnan(distances[4])
-    expected = frechet_distance(*gaussian_of(reference.rows), rows[:10].mean(axis=0), np.cov(rows[:10], rowvar=False))
+    expected = frechet_distance(
+        reference.rows.mean(axis=0),
+        np.cov(reference.rows, rowvar=False),
+        rows[:10].mean(axis=0),
+        np.cov(rows[:10], rowvar=False),
+    )
     assert distances[0] == pytest.approx(expected, rel=1e-9)

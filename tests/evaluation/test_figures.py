@@ -1,27 +1,26 @@
 import numpy as np
 import pytest
 import torch
-from test_benchmark import Model, options, weights  # noqa: F401  (fixtures)
+from test_report import Model, options  # noqa: F401  (a fixture)
 from tiny_corpus import AUDIO
 
 from audioldm2_pl.audio import Fbank, LogMel
 from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models.audiomae import AudioMAE, AudioMAEConfig
-from audioldm2_pl.models.gpt2 import LOAGenerator, LOAGPT2Config, build_gpt2, build_projection
+from audioldm2_pl.models.gpt2 import LOAGenerator, LOAGPT2Config, build_gpt2
+from audioldm2_pl.models.projection import ConditionProjection
 from audioldm2_pl.models.vae import VAEConfig, build_vae
-from evaluation.benchmark import write_benchmark
-from evaluation.benchmark_audio import Bench
-from evaluation.figures import (
+from evaluation.report import write_report
+from evaluation.report.bench import Bench
+from evaluation.report.figures import (
     FIGURES,
     GUIDANCE_SCALES,
     beep,
-    continue_loa,
-    continued_loa,
-    embed,
     labelled_clips,
     neighbour_agreement,
     neighbour_chance,
+    tsne_of,
 )
 
 NUM_LOA = 8  # 4 × 8 patches, λ = 2
@@ -49,28 +48,29 @@ class WholeModel(Model):
         self.vae = build_vae(VAEConfig(block_out_channels=[8, 8], norm_num_groups=8, sample_size=64)).eval()
         self.log_mel = LogMel(AUDIO)
         small = LOAGPT2Config(hidden_size=16, num_layers=2, num_heads=2, num_positions=64, dropout=0.0)
-        self.loa_generator = LOAGenerator(build_gpt2(small, NUM_LOA), build_projection([6, 6], small)).eval()
+        self.loa_generator = LOAGenerator(
+            build_gpt2(small, NUM_LOA), ConditionProjection({"clap": 6, "t5": 6}, small.hidden_size)
+        ).eval()
         self.loas, self.scales = [], []
-
-    def encode_text(self, texts, transcripts=None):
-        assert transcripts is None
-        return conditions_of(len(texts))
 
     def loa_of(self, waveform):
         return self.audiomae.loa(self.fbank(waveform))
 
-    def generate(self, texts, seconds, seed, loa, steps, guidance_scale, **rest):
+    def generate(self, texts, *, sampling, loa=None, edit=None, guidance_scale=None, **rest):
+        guidance_scale = sampling.guidance_scale if guidance_scale is None else guidance_scale
+        if edit is not None:
+            loa = self.loa_generator.generate(conditions_of(len(texts)), loa_prefix=edit.loa_prefix)
         if loa is not None:
             self.loas.append(loa)
         self.scales.append(guidance_scale)
         self.noise = 0.02 * guidance_scale
-        return super().generate(texts, seconds, seed, None, steps, guidance_scale, **rest)
+        return super().generate(texts, sampling=sampling, guidance_scale=guidance_scale, **rest)
 
 
-def test_all_figures_in_one_page(experiment, corpus, options, tmp_path):  # noqa: F811
+def test_all_figures_in_one_page(experiment, corpus, options, classifier_config, tmp_path):  # noqa: F811
     model = WholeModel(corpus / "test")
     options.figures, options.figure_clips, options.clips = list(FIGURES), 10, 12
-    results = write_benchmark([experiment], options, tmp_path / "page.html", lambda *_: model)
+    results = write_report([experiment], options, tmp_path / "page.html", lambda *_: model, classifier_config)
     found = results["figures"]["tiny"]
     assert list(found) == ["guidance", "reconstruction", "tsne", "continuation"]
     assert set(GUIDANCE_SCALES) <= set(model.scales)
@@ -85,34 +85,8 @@ def test_all_figures_in_one_page(experiment, corpus, options, tmp_path):  # noqa
     assert all(f"(Fig. {number})" in page for number in (2, 3, 5, 8)) and "http" not in page
 
     num_generated = model.num_generated
-    write_benchmark([experiment], options, tmp_path / "page.html", lambda *_: model)
+    write_report([experiment], options, tmp_path / "page.html", lambda *_: model, classifier_config)
     assert model.num_generated == num_generated  # all of it was there
-
-
-def test_gpt2_goes_on_as_it_would_have():
-    """Given the first vectors of its own LOA, it says the same others."""
-    torch.manual_seed(1)
-    small = LOAGPT2Config(hidden_size=16, num_layers=2, num_heads=2, num_positions=64, dropout=0.0)
-    generator = LOAGenerator(build_gpt2(small, NUM_LOA), build_projection([6, 6], small)).eval()
-    with torch.no_grad():
-        loa = generator.generate(conditions_of(3))
-        continued = continue_loa(generator, conditions_of(3), loa[:, :3], NUM_LOA)
-        other = continue_loa(generator, conditions_of(3), torch.randn(3, 3, 16), NUM_LOA)
-    torch.testing.assert_close(continued, loa, atol=1e-5, rtol=1e-4)
-    assert (other - loa)[:, 3:].abs().max() > 1e-4
-
-
-def test_a_continuation_knows_nothing_of_what_follows(experiment, corpus, options):  # noqa: F811
-    bench = Bench(experiment, options, lambda *_: WholeModel(corpus / "test"))
-    clips = labelled_clips(bench)[:2]
-    waveform = torch.from_numpy(np.stack([clip.waveform for clip in clips]))
-    changed = waveform.clone()
-    changed[:, waveform.shape[1] // 4 :] = 0.5
-    loa = continued_loa(bench, clips, waveform)
-    assert loa.shape == (2, NUM_LOA, 16)
-    assert torch.equal(loa, continued_loa(bench, clips, changed))
-    changed[:, :100] = 0.5
-    assert not torch.equal(loa, continued_loa(bench, clips, changed))
 
 
 def test_neighbours_of_a_class():
@@ -125,13 +99,13 @@ def test_neighbours_of_a_class():
 def test_tsne_keeps_clusters_apart_and_repeats():
     draw = np.random.default_rng(0)
     points = np.concatenate([draw.normal(loc, 0.1, size=(15, 6)) for loc in (0, 5)])
-    places = embed(points)
-    assert places.shape == (30, 2) and np.array_equal(places, embed(points))
+    places = tsne_of(points)
+    assert places.shape == (30, 2) and np.array_equal(places, tsne_of(points))
     assert neighbour_agreement(places, ["a"] * 15 + ["b"] * 15) == 1.0
 
 
 def test_unlabelled_clips_give_no_cloud(experiment, corpus, options, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("evaluation.figures.read_clips", lambda split, audio: iter(()))
+    monkeypatch.setattr("evaluation.report.figures.read_clips", lambda split, audio: iter(()))
     bench = Bench(experiment, options, lambda *_: WholeModel(corpus / "test"))
     with pytest.raises(UserError, match="--labelled"):
         labelled_clips(bench)

@@ -4,8 +4,8 @@ import torch
 from scipy.special import rel_entr, softmax
 from scipy.stats import entropy
 
-from evaluation.inception import InceptionScore, inception_score
-from evaluation.kl import DIRECTIONS, KLDivergence, kl_divergence, kl_of_logits
+from evaluation.metrics.inception import InceptionScore, inception_score
+from evaluation.metrics.kl import DIRECTIONS, KLDivergence, kl_divergence, kl_of_logits
 
 
 @pytest.fixture

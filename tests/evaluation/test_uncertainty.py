@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from evaluation.fad import ClipFeatures, distance_of_rows, frechet_distance
+from evaluation.metrics.fad import distance_of_rows, frechet_distance
+from evaluation.metrics.metric import ClipFeatures
 from evaluation.uncertainty import (
     linearised,
     mean_bounds,

@@ -21,12 +21,12 @@ from torch.nn.utils.parametrizations import weight_norm
 from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.conditioners.tokenizers import build_roberta_tokenizer, build_t5_tokenizer
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.hub.folder import load_part
-from audioldm2_pl.hub.original import import_checkpoint
 from audioldm2_pl.hub.original.audiomae import audiomae_config
+from audioldm2_pl.hub.original.folder import import_checkpoint
 from audioldm2_pl.hub.original.unet import build_unet
 from audioldm2_pl.hub.original.vae import vae_config
 from audioldm2_pl.hub.original.vocoder import vocoder_config
+from audioldm2_pl.hub.parts import load_part
 from audioldm2_pl.models.audiomae import AudioMAEConfig, pool_loa
 from audioldm2_pl.models.gpt2 import LOAGenerator
 from audioldm2_pl.models.unet import audioldm1, base, large, speech
@@ -219,7 +219,7 @@ def check_unet(original: UNetModel, folder, film: bool = False) -> None:
     loa, text = torch.randn(2, 5, LOA), torch.randn(2, 6, T5)
     masks = [torch.ones(2, 5), torch.tensor([[1.0] * 6, [1.0] * 4 + [0.0] * 2])]
     unet = load_part(folder, "unet").eval()
-    number = len([d for d in unet.config.cross_attention_dim if d is not None])
+    number = len(unet.config.conditions)
     vector = torch.randn(2, CLAP) if film else None
     expected = original(latent, timestep, [loa, text][:number], masks[:number], vector)
     conditions = [Condition(x, mask.bool()) for x, mask in zip((loa, text), masks)][:number]
@@ -230,9 +230,10 @@ def check_unet(original: UNetModel, folder, film: bool = False) -> None:
 
 def test_unet_computes_the_same(networks, imported):
     check_unet(networks.unet, imported[0])
-    config = load_part(imported[0], "unet").config
+    unet = load_part(imported[0], "unet")
+    config = unet.config
     assert config.block_out_channels == [32, 64, 96] and config.num_heads == [1, 2, 3]
-    assert config.attention_levels == [1, 2] and config.cross_attention_dim == [None, LOA, T5]
+    assert config.attention_levels == [1, 2] and unet.condition_widths == {"loa": LOA, "t5": T5}
     assert config.layers_per_block == 1 and config.sample_size == 1024 // 2
 
 
@@ -439,7 +440,7 @@ def test_stock_diffusers_and_our_pipeline_make_sound(imported):
     audio = stock("a bell", num_inference_steps=1, audio_length_in_s=0.16, max_new_tokens=8).audios
     assert audio.shape == (1, 2560) and torch.isfinite(torch.from_numpy(audio)).all()
     assert stock.unet.config.attention_head_dim == [1, 2, 3]
-    assert AudioLDM2.from_pretrained(imported[0]).generate("a bell", 0.16, steps=1).shape == (1, 2560)
+    assert AudioLDM2.from_pretrained(imported[0]).generate("a bell", seconds=0.16, num_steps=1).shape == (1, 2560)
 
 
 def test_ema_weights_by_choice(networks, tmp_path):
@@ -458,7 +459,7 @@ def test_ema_weights_by_choice(networks, tmp_path):
 
 
 def diffusers_parts() -> list[str]:
-    from audioldm2_pl.hub.folder import HUB_CLASSES
+    from audioldm2_pl.hub.parts import HUB_CLASSES
 
     return list(HUB_CLASSES)
 

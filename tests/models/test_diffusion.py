@@ -4,19 +4,20 @@ import diffusers
 import pytest
 import torch
 
+from audioldm2_pl.editing import NO_EDIT, Edit
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.generation import Sampling
 from audioldm2_pl.models.diffusion import (
     SAMPLERS,
     DiffusionConfig,
+    alphas_cumprod,
     build_scheduler,
     diffusion_loss,
     diffusion_target,
-    draw_dropped,
     draw_noise,
     guide,
     q_sample,
     sample,
-    signal_shares,
 )
 
 torch.set_num_threads(1)
@@ -27,42 +28,47 @@ def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def draw(config: DiffusionConfig, predict, *seeds: int, num_steps: int = 5, eta: float = 0.0) -> torch.Tensor:
-    return sample(predict, build_scheduler(config), SHAPE, num_steps, generators(*seeds), eta=eta)
+def draw(
+    config: DiffusionConfig, predict, *seeds: int, sampler: str = "ddim", num_steps: int = 5, eta: float = 0.0,
+    edit: Edit = NO_EDIT,
+) -> torch.Tensor:  # fmt: skip
+    draws = generators(*seeds)
+    sampling = Sampling(sampler, num_steps, eta=eta)
+    return sample(predict, build_scheduler(config), draw_noise(SHAPE, draws), draws, sampling, edit)
 
 
 def gaussian_predictor(config: DiffusionConfig, mean: float, std: float):
     """The best prediction there is for latents from N(mean, std²)."""
-    shares = signal_shares(config)
+    alphas = alphas_cumprod(config)
 
     def predict(latent: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        share = shares[int(timestep)]
-        noise = (1 - share).sqrt() * (latent - share.sqrt() * mean) / (share * std**2 + 1 - share)
+        alpha = alphas[int(timestep)]
+        noise = (1 - alpha).sqrt() * (latent - alpha.sqrt() * mean) / (alpha * std**2 + 1 - alpha)
         if config.prediction == "epsilon":
             return noise
-        clean = (latent - (1 - share).sqrt() * noise) / share.sqrt()
-        return share.sqrt() * noise - (1 - share).sqrt() * clean
+        clean = (latent - (1 - alpha).sqrt() * noise) / alpha.sqrt()
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
 
     return predict
 
 
-def test_signal_shares_are_diffusers():
+def test_alphas_cumprod_are_diffusers():
     config = DiffusionConfig()
-    shares = signal_shares(config)
-    assert shares.shape == (1000,) and (shares.diff() < 0).all()
-    assert shares[0].item() == pytest.approx(1 - config.beta_start)
-    torch.testing.assert_close(shares, build_scheduler(config).alphas_cumprod, atol=1e-6, rtol=0)
+    alphas = alphas_cumprod(config)
+    assert alphas.shape == (1000,) and (alphas.diff() < 0).all()
+    assert alphas[0].item() == pytest.approx(1 - config.beta_start)
+    torch.testing.assert_close(alphas, build_scheduler(config).alphas_cumprod, atol=1e-6, rtol=0)
     published = diffusers.DDIMScheduler(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear")
-    torch.testing.assert_close(shares, published.alphas_cumprod, atol=1e-6, rtol=0)
+    torch.testing.assert_close(alphas, published.alphas_cumprod, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("share", [1.0, 0.7, 0.1])
-def test_moments_of_noised_latents(share):
+@pytest.mark.parametrize("alpha", [1.0, 0.7, 0.1])
+def test_moments_of_noised_latents(alpha):
     torch.manual_seed(0)
     latent = torch.full((20_000, 1, 1, 2), 3.0)
-    noisy = q_sample(latent, torch.randn_like(latent), torch.full((20_000,), share))
-    assert noisy.mean().item() == pytest.approx(3 * share**0.5, abs=0.02)
-    assert noisy.var().item() == pytest.approx(1 - share, abs=0.02)
+    noisy = q_sample(latent, torch.randn_like(latent), torch.full((20_000,), alpha))
+    assert noisy.mean().item() == pytest.approx(3 * alpha**0.5, abs=0.02)
+    assert noisy.var().item() == pytest.approx(1 - alpha, abs=0.02)
 
 
 def test_each_clip_has_its_own_timestep():
@@ -73,27 +79,27 @@ def test_each_clip_has_its_own_timestep():
 
 def test_latent_and_noise_follow_from_v():
     config = DiffusionConfig(prediction="v_prediction")
-    latent, noise, share = torch.randn(3, *SHAPE), torch.randn(3, *SHAPE), torch.tensor([0.99, 0.5, 0.01])
-    noisy, v = q_sample(latent, noise, share), diffusion_target(config, latent, noise, share)
-    a, b = share.sqrt().view(-1, 1, 1, 1), (1 - share).sqrt().view(-1, 1, 1, 1)
+    latent, noise, alpha = torch.randn(3, *SHAPE), torch.randn(3, *SHAPE), torch.tensor([0.99, 0.5, 0.01])
+    noisy, v = q_sample(latent, noise, alpha), diffusion_target(config, latent, noise, alpha)
+    a, b = alpha.sqrt().view(-1, 1, 1, 1), (1 - alpha).sqrt().view(-1, 1, 1, 1)
     torch.testing.assert_close(a * noisy - b * v, latent)
     torch.testing.assert_close(b * noisy + a * v, noise)
     expected = build_scheduler(config).get_velocity(latent, noise, torch.tensor([10, 300, 700]))
-    shares = signal_shares(config)[[10, 300, 700]]
-    torch.testing.assert_close(diffusion_target(config, latent, noise, shares), expected, atol=1e-5, rtol=1e-5)
-    assert diffusion_target(DiffusionConfig(), latent, noise, share) is noise
+    alphas = alphas_cumprod(config)[[10, 300, 700]]
+    torch.testing.assert_close(diffusion_target(config, latent, noise, alphas), expected, atol=1e-5, rtol=1e-5)
+    assert diffusion_target(DiffusionConfig(), latent, noise, alpha) is noise
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_loss_of_a_perfect_prediction_is_zero(prediction):
     config = DiffusionConfig(prediction=prediction)
     latent = torch.randn(4, *SHAPE)
-    shares = signal_shares(config)
+    alphas = alphas_cumprod(config)
 
     def perfect(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        share = shares[timestep].view(-1, 1, 1, 1)
-        noise = (noisy - share.sqrt() * latent) / (1 - share).sqrt()
-        return diffusion_target(config, latent, noise, shares[timestep])
+        alpha = alphas[timestep].view(-1, 1, 1, 1)
+        noise = (noisy - alpha.sqrt() * latent) / (1 - alpha).sqrt()
+        return diffusion_target(config, latent, noise, alphas[timestep])
 
     assert diffusion_loss(config, perfect, latent).item() < 1e-8
     assert diffusion_loss(config, lambda noisy, timestep: noisy, latent).item() > 1e-3
@@ -119,7 +125,7 @@ def test_sampling_with_guidance_one_is_sampling_without():
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_makes_finite_latents(sampler, prediction):
-    config = DiffusionConfig(sampler=sampler, prediction=prediction)
+    config = DiffusionConfig(prediction=prediction)
     seen = []
 
     def predict(latent: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
@@ -127,16 +133,16 @@ def test_every_sampler_makes_finite_latents(sampler, prediction):
         return 0.1 * latent
 
     for num_steps in (2, 5):
-        latent = draw(config, predict, 0, 1, num_steps=num_steps)
+        latent = draw(config, predict, 0, 1, sampler=sampler, num_steps=num_steps)
         assert latent.shape == (2, *SHAPE) and latent.isfinite().all()
     assert min(seen) >= 0 and max(seen) < config.num_timesteps
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_finds_a_gaussian(sampler):
-    config = DiffusionConfig(sampler=sampler)
+    config = DiffusionConfig()
     num_steps = 100 if sampler == "ddpm" else 25
-    latent = draw(config, gaussian_predictor(config, 2.0, 0.5), *range(16), num_steps=num_steps)
+    latent = draw(config, gaussian_predictor(config, 2.0, 0.5), *range(16), sampler=sampler, num_steps=num_steps)
     assert latent.mean().item() == pytest.approx(2.0, abs=0.15)
     assert latent.std().item() == pytest.approx(0.5, abs=0.15)
 
@@ -147,16 +153,18 @@ def test_ddim_recovers_a_known_mean(prediction):
     latent = draw(config, gaussian_predictor(config, 2.0, 1e-3), *range(16), num_steps=50)
     assert latent.mean().item() == pytest.approx(2.0, abs=0.01)
     # the published schedule ends at timestep 0, where this share of noise is left
-    assert latent.std().item() == pytest.approx((1 - signal_shares(config)[0].item()) ** 0.5, abs=0.01)
+    assert latent.std().item() == pytest.approx((1 - alphas_cumprod(config)[0].item()) ** 0.5, abs=0.01)
 
 
 @pytest.mark.parametrize(("sampler", "eta"), [("ddim", 1.0), *((name, 0.0) for name in SAMPLERS)])
 def test_samples_do_not_depend_on_their_neighbours(sampler, eta):
-    config = DiffusionConfig(sampler=sampler)
+    config = DiffusionConfig()
     predict = gaussian_predictor(config, 0.5, 1.0)
-    together = draw(config, predict, 3, 4, 5, eta=eta)
+    together = draw(config, predict, 3, 4, 5, sampler=sampler, eta=eta)
     for row, seed in enumerate((3, 4, 5)):
-        torch.testing.assert_close(draw(config, predict, seed, eta=eta)[0], together[row], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            draw(config, predict, seed, sampler=sampler, eta=eta)[0], together[row], atol=1e-5, rtol=1e-5
+        )
     assert not torch.allclose(together[0], together[1])
 
 
@@ -170,7 +178,7 @@ def test_ddim_puts_noise_back_as_eta_says():
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_sampling_may_start_from_latents(sampler):
-    config = DiffusionConfig(sampler=sampler)
+    config = DiffusionConfig()
     start, seen = torch.linspace(-1.0, 1.0, 32).view(1, *SHAPE), []
     find_start = gaussian_predictor(config, 0.0, 1.0)
 
@@ -178,14 +186,16 @@ def test_sampling_may_start_from_latents(sampler):
         seen.append(float(timestep))
         return find_start(latent, timestep)
 
-    found = {}
+    scheduler, found = build_scheduler(config, sampler), {}
+    scheduler.set_timesteps(50)
     for timestep in (40, 500):
         seen.clear()
-        scheduler = build_scheduler(config)
-        found[timestep] = sample(predict, scheduler, SHAPE, 50, generators(0), start=(start, timestep))
+        edit = Edit(start, start_timestep=timestep)
+        found[timestep] = draw(config, predict, 0, sampler=sampler, num_steps=50, edit=edit)
         left_out = [float(t) for t in scheduler.timesteps if float(t) not in seen]
         assert max(seen) <= timestep < min(left_out)
-        assert (found[timestep] - draw(config, find_start, 0, num_steps=50)).std() > 0.1  # not from noise alone
+        from_noise = draw(config, find_start, 0, sampler=sampler, num_steps=50)
+        assert (found[timestep] - from_noise).std() > 0.1
     assert found[40].isfinite().all() and found[500].isfinite().all()
     assert (found[40] - start).std() < 0.4 < 0.6 < (found[500] - start).std()  # a low timestep changes little
 
@@ -193,8 +203,61 @@ def test_sampling_may_start_from_latents(sampler):
 def test_a_start_below_the_last_step_is_a_user_error():
     config = DiffusionConfig()
     with pytest.raises(UserError, match="no sampling step at timestep 0 or below; take more steps"):
-        sample(gaussian_predictor(config, 0.0, 1.0), build_scheduler(config), SHAPE, 5, generators(0),
-               start=(torch.zeros(1, *SHAPE), 0))  # fmt: skip
+        draw(config, gaussian_predictor(config, 0.0, 1.0), 0, edit=Edit(torch.zeros(1, *SHAPE), start_timestep=0))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_mask_keeps_the_source(sampler):
+    """The part sampled anew is as without a source; that which is kept is at each step the source under noise."""
+    config = DiffusionConfig()
+    source, keep = torch.full((1, *SHAPE), 3.0), torch.zeros(SHAPE[1], 1)
+    keep[:2] = 1
+    seen = {}
+
+    def predict(latent: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        seen[float(timestep)] = latent
+        return gaussian_predictor(config, 0.0, 0.5)(latent, timestep)
+
+    settings = {"sampler": sampler, "num_steps": 25}
+    edited = draw(config, predict, 0, 1, edit=Edit(source, keep), **settings)
+    assert torch.equal(edited[:, :, :2], source[:, :, :2].expand(2, -1, -1, -1))
+    anew = draw(config, gaussian_predictor(config, 0.0, 0.5), 0, 1, **settings)
+    if sampler != "ddpm":  # whose noise comes from the same generators, but each draws for all of a latent
+        torch.testing.assert_close(edited[:, :, 2:], anew[:, :, 2:], atol=1e-4, rtol=1e-4)
+    last = seen[min(seen)][:, :, :2]
+    assert (last - 3).abs().mean() < 0.5  # hardly any noise is left
+    again = draw(config, predict, 0, 1, edit=Edit(source, keep, start_timestep=500), **settings)
+    assert torch.equal(again[:, :, :2], edited[:, :, :2]) and again[:, :, 2:].isfinite().all()
+
+
+def test_soft_masks_blend_and_edits_of_one_latent_serve_all_clips():
+    config, source = DiffusionConfig(), torch.randn(1, *SHAPE)
+    predict = gaussian_predictor(config, 0.0, 1.0)
+    whole = draw(config, predict, 0, 1, edit=Edit(source, torch.ones(1)))
+    assert torch.equal(whole, source.expand(2, -1, -1, -1))
+    nothing = draw(config, predict, 0, 1, edit=Edit(source, torch.zeros(1)))
+    torch.testing.assert_close(nothing, draw(config, predict, 0, 1))
+    half = draw(config, predict, 0, 1, edit=Edit(source, torch.full((1,), 0.5)))
+    assert (half - source).std() < (nothing - source).std()
+
+
+def test_progress_counts_the_steps():
+    steps, config = [], DiffusionConfig()
+    sampling, draws = Sampling("ddim", 4), generators(0)
+    noise = draw_noise(SHAPE, draws)
+    predict = gaussian_predictor(config, 0.0, 1.0)
+    sample(predict, build_scheduler(config), noise, draws, sampling, progress=lambda *step: steps.append(step))
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_a_scheduler_that_is_given_stays_as_it_is():
+    config, draws = DiffusionConfig(), generators(0)
+    scheduler = build_scheduler(config, "euler")
+    timesteps, noise = scheduler.timesteps.clone(), draw_noise(SHAPE, draws)
+    predict = gaussian_predictor(config, 0.0, 1.0)
+    for sampler in (None, "euler"):
+        sample(predict, scheduler, noise, draws, Sampling(sampler, 4))
+    assert scheduler.step_index is None and torch.equal(scheduler.timesteps, timesteps)
 
 
 def test_noise_is_one_draw_per_generator():
@@ -203,24 +266,7 @@ def test_noise_is_one_draw_per_generator():
     assert torch.equal(noise[1:], draw_noise(SHAPE, generators(2)))
 
 
-@pytest.mark.parametrize("unit", ["batch", "sample"])
-def test_rates_of_dropped_conditions(unit):
-    torch.manual_seed(0)
-    config = DiffusionConfig(condition_dropout=0.2, dropout_unit=unit)
-    dropped = torch.stack([draw_dropped(config, 8) for _ in range(2000)])  # (draws, B)
-    assert dropped.dtype == torch.bool and dropped.shape == (2000, 8)
-    assert dropped.float().mean().item() == pytest.approx(0.2, abs=0.03)
-    mixed = (dropped.any(1) & ~dropped.all(1)).float().mean().item()
-    assert mixed == (0.0 if unit == "batch" else pytest.approx(1 - 0.8**8, abs=0.04))
-
-
-@pytest.mark.parametrize("unit", ["batch", "sample"])
-def test_conditions_can_be_dropped_always_and_never(unit):
-    assert draw_dropped(DiffusionConfig(condition_dropout=1.0, dropout_unit=unit), 8).all()
-    assert not draw_dropped(DiffusionConfig(condition_dropout=0.0, dropout_unit=unit), 8).any()
-
-
-@pytest.mark.parametrize("field", ["prediction", "dropout_unit", "sampler"])
+@pytest.mark.parametrize("field", ["prediction", "dropout_unit"])
 def test_unknown_choices_are_user_errors(field):
     with pytest.raises(UserError, match=rf"diffusion\.{field}='nothing'.*choose one of"):
         DiffusionConfig(**{field: "nothing"})
@@ -236,17 +282,11 @@ def test_unknown_choices_are_user_errors(field):
     ],
     ids=["epsilon", "v_prediction", "set_alpha_to_one", "no_set_alpha_to_one"],
 )
-def test_ddim_sums_of_diffusers_own_tests(changed, total, mean, monkeypatch):
+def test_ddim_sums_of_diffusers_own_tests(changed, total, mean):
     """The sums in diffusers' tests/schedulers/test_scheduler_ddim.py, through the sampling loop here."""
     settings = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
     ramp = torch.arange(4 * 3 * 8 * 8).reshape(3, 8, 8, 4).permute(3, 0, 1, 2) / (4 * 3 * 8 * 8)
-    monkeypatch.setattr("audioldm2_pl.models.diffusion.draw_noise", lambda shape, generators: ramp)
-    latent = sample(
-        lambda z, t: z * t / (t + 1),
-        diffusers.DDIMScheduler(**settings | changed),
-        (3, 8, 8),
-        10,
-        generators(0, 1, 2, 3),
-    )
+    scheduler = diffusers.DDIMScheduler(**settings | changed)
+    latent = sample(lambda z, t: z * t / (t + 1), scheduler, ramp, generators(0, 1, 2, 3), Sampling(None, 10, eta=0.0))
     assert abs(latent.abs().sum().item() - total) < 1e-2
     assert abs(latent.abs().mean().item() - mean) < 1e-3

@@ -1,14 +1,15 @@
-"""GPT-2 that speaks LOA: prefix, causality, cache, padding, and diffusers' own loop."""
+"""GPT-2 that generates LOA: prefix, causality, cache, padding, and diffusers' own loop."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import AudioLDM2Pipeline
+from diffusers import AudioLDM2Pipeline, AudioLDM2ProjectionModel
 
 from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.gelu import fuse_gelu
-from audioldm2_pl.models.gpt2 import LOAGenerator, LOAGPT2Config, build_gpt2, build_projection
+from audioldm2_pl.models.gpt2 import LOAGenerator, LOAGPT2Config, build_gpt2
+from audioldm2_pl.models.projection import ConditionProjection
 
 torch.set_num_threads(1)
 SMALL = LOAGPT2Config(hidden_size=32, num_layers=2, num_heads=2, num_positions=64, dropout=0.0)
@@ -19,7 +20,9 @@ CLAP_DIM, T5_DIM = 12, 20
 @pytest.fixture
 def generator() -> LOAGenerator:
     torch.manual_seed(0)
-    loa_generator = LOAGenerator(build_gpt2(SMALL, NUM_VECTORS), build_projection([CLAP_DIM, T5_DIM], SMALL)).eval()
+    loa_generator = LOAGenerator(
+        build_gpt2(SMALL, NUM_VECTORS), ConditionProjection({"clap": CLAP_DIM, "t5": T5_DIM}, SMALL.hidden_size)
+    ).eval()
     with torch.no_grad():  # a fresh projection's marks are all ones
         for name, parameter in loa_generator.projection.named_parameters():
             if name.startswith(("sos", "eos")):
@@ -46,7 +49,7 @@ def one_of(batch: list[Condition], clip: int) -> list[Condition]:
 def test_published_size():
     with torch.device("meta"):
         gpt2 = build_gpt2(LOAGPT2Config(), 8)
-        projection = build_projection([512, 1024], LOAGPT2Config())
+        projection = ConditionProjection({"clap": 512, "t5": 1024}, 768)
     assert sum(p.numel() for p in gpt2.transformer.parameters()) == 124_439_808 - 50_256 * 768  # GPT-2 less its words
     assert gpt2.config.max_new_tokens == 8 and gpt2.config.n_positions == 1024
     assert projection.projection.weight.shape == (768, 512) and projection.projection_1.weight.shape == (768, 1024)
@@ -60,6 +63,40 @@ def test_order_of_the_prefix(generator):
     parts += [p.sos_embed_1[None], p.projection_1(t5.embedding[0]), p.eos_embed_1[None]]
     torch.testing.assert_close(prefix.embedding[0], torch.cat(parts))
     assert prefix.embedding.shape == (1, 8, 32) and prefix.mask.tolist() == [[1] * 8]
+
+
+def test_the_projection_equals_that_of_diffusers(tmp_path):
+    for names, num_phonemes in ((("clap", "t5"), None), (("clap", "phonemes"), 5)):
+        widths = dict(zip(names, (CLAP_DIM, T5_DIM)))
+        ours = ConditionProjection(widths, 32, num_phonemes)
+        for parameter in ours.parameters():
+            torch.nn.init.normal_(parameter)
+        ours.save_pretrained(tmp_path / names[1])
+        theirs = AudioLDM2ProjectionModel.from_pretrained(tmp_path / names[1])
+        clap, text = conditions(2, 5)
+        expected = theirs(clap.embedding, text.embedding, clap.mask.long(), text.mask.long())
+        prefix = ours([clap, text])
+        assert torch.equal(prefix.embedding, expected.hidden_states)
+        assert torch.equal(prefix.mask, expected.attention_mask)
+        theirs.save_pretrained(tmp_path / "stock")
+        assert ConditionProjection.from_pretrained(tmp_path / "stock").condition_widths == widths
+
+
+@pytest.mark.parametrize("names", [("t5",), ("clap",), ("clap", "t5", "image")])
+def test_any_number_of_conditions(names, tmp_path):
+    widths = {name: 3 + index for index, name in enumerate(names)}
+    projection = ConditionProjection(widths, 32)
+    projection.save_pretrained(tmp_path)
+    opened = ConditionProjection.from_pretrained(tmp_path)
+    assert opened.conditions == list(names)
+    given = [Condition.of(torch.randn(2, 4, width)) for width in widths.values()]
+    prefix = opened(given)
+    assert torch.equal(prefix.embedding, projection(given).embedding)
+    assert prefix.embedding.shape == (2, 6 * len(names), 32) and prefix.mask.all()
+    given[0].mask[1] = False  # absent in the second clip: its SOS and EOS are masked too
+    assert opened(given).mask.sum(1).tolist() == [6 * len(names), 6 * len(names) - 6]
+    with pytest.raises(ValueError, match="conditions, got"):
+        opened(given[1:])
 
 
 def test_mask_and_positions_of_a_padded_prefix(generator):
@@ -103,6 +140,26 @@ def test_the_cache_changes_nothing(generator):
 def test_fewer_and_more_vectors(generator):
     batch = conditions(3)
     torch.testing.assert_close(generator.generate(batch, 2), generator.generate(batch, 8)[:, :2], atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_given", [1, 3, NUM_VECTORS, NUM_VECTORS + 2])
+def test_gpt2_continues_given_loa(generator, num_given):
+    """The vectors given come first; the next one is that of teacher forcing, with the cache and without."""
+    batch, given = conditions(2, 4), torch.randn(2, num_given, 32)
+    cached = generator.generate(batch, loa_prefix=given)
+    assert cached.shape == (2, NUM_VECTORS, 32)
+    assert torch.equal(cached[:, :num_given], given[:, :NUM_VECTORS])
+    torch.testing.assert_close(cached, generator.generate(batch, use_cache=False, loa_prefix=given), atol=1e-5, rtol=0)
+    forced = generator.teacher_forced(batch, cached)
+    torch.testing.assert_close(cached[:, num_given:], forced[:, num_given:], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_beginning_of_its_own_loa_is_continued_with_the_rest(generator):
+    batch = conditions(2, 4)
+    loa = generator.generate(batch)
+    torch.testing.assert_close(generator.generate(batch, loa_prefix=loa[:, :3]), loa, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()

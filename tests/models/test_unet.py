@@ -13,41 +13,42 @@ from torch.nn import functional as F
 from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models import unet as presets
-from audioldm2_pl.models.unet import TUNet, TUNetConfig, from_hub_config, to_hub_config
+from audioldm2_pl.models.unet import WIDTHS, TUNet, TUNetConfig
+from audioldm2_pl.models.unet_hub import SELF, from_hub_config, to_hub_config
 from audioldm2_pl.models.unet_layers import FeedForward, convolve, norm_silu
 
-WIDTHS = dict(in_channels=4, out_channels=4, sample_size=8, norm_num_groups=4)
+LATENT = dict(in_channels=4, out_channels=4, sample_size=8, norm_num_groups=4)
+DIMS = {"loa": 20, "t5": 12, "clap": 10}
 SMALL = {
     "base": TUNetConfig(
         block_out_channels=[16, 24, 32],
         attention_levels=[1, 2],
         num_heads=[2, 3, 4],
-        cross_attention_dim=[None, 20, 12],
-        **WIDTHS,
+        **LATENT,
     ),
     "large": TUNetConfig(
         block_out_channels=[16, 24],
         attention_levels=[0, 1],
         num_heads=[8, 8],
-        cross_attention_dim=[None, 20, 12, None],
+        layout=[SELF, "loa", "t5", SELF],
         transformer_layers_per_block=2,
         layers_per_block=1,
-        **WIDTHS,
+        **LATENT,
     ),
     "speech": TUNetConfig(
         block_out_channels=[16, 16, 24, 32],
         attention_levels=[1, 2, 3],
         num_heads=[1, 2, 2, 4],
-        cross_attention_dim=[None, 20],
-        **WIDTHS,
+        conditions=["loa"],
+        **LATENT,
     ),
     "audioldm1": TUNetConfig(
         block_out_channels=[16, 24, 32],
         attention_levels=[1, 2],
         num_heads=[2, 3, 4],
-        cross_attention_dim=[None],
-        film_dim=10,
-        **WIDTHS,
+        conditions=[],
+        film="clap",
+        **LATENT,
     ),
 }
 FULL = {
@@ -76,9 +77,9 @@ def randomised(net: nn.Module) -> nn.Module:
 
 def inputs(config: TUNetConfig, size: tuple[int, int] = (16, 8), seed: int = 0) -> dict:
     generator = torch.Generator().manual_seed(seed)
-    widths = [dim for dim in config.cross_attention_dim if dim is not None]
-    film = torch.randn(2, config.film_dim, generator=generator) if config.film_dim else None
-    masks = [torch.ones(2, 5), torch.tensor([[1, 1, 0], [1, 0, 0]])]
+    widths = [DIMS[name] for name in config.conditions]
+    film = torch.randn(2, DIMS[config.film], generator=generator) if config.film else None
+    masks = [torch.ones(2, 5), torch.tensor([[1, 1, 0], [1, 0, 0]]), torch.ones(2, 1)]
     return dict(
         latent=torch.randn(2, config.in_channels, *size, generator=generator),
         timestep=torch.tensor([3, 981]),
@@ -89,8 +90,8 @@ def inputs(config: TUNetConfig, size: tuple[int, int] = (16, 8), seed: int = 0) 
     )
 
 
-def stock(config: TUNetConfig) -> nn.Module:
-    hub = to_hub_config(config)
+def stock(config: TUNetConfig, widths: dict[str, int] = DIMS) -> nn.Module:
+    hub = to_hub_config(config, widths)
     return getattr(diffusers, hub["_class_name"]).from_config(hub).eval()
 
 
@@ -110,7 +111,7 @@ def stock_output(net: nn.Module, given: dict, masked: bool = True) -> Tensor:
 @pytest.mark.parametrize("size", [(16, 8), (19, 7)])
 def test_equals_diffusers(name, masked, size):
     config = SMALL[name]
-    ours, theirs = randomised(TUNet(config)), stock(config)
+    ours, theirs = randomised(TUNet(config, DIMS)), stock(config)
     theirs.load_state_dict(ours.state_dict())
     ours.load_state_dict(theirs.state_dict())
     given = inputs(config, size)
@@ -129,24 +130,24 @@ def test_equals_diffusers(name, masked, size):
 def test_full_size(name):
     preset, millions = FULL[name]
     with torch.device("meta"):
-        ours, theirs = TUNet(preset()), stock(preset())
+        ours, theirs = TUNet(preset()), stock(preset(), WIDTHS)
     shapes = {key: value.shape for key, value in ours.state_dict().items()}
     assert shapes == {key: value.shape for key, value in theirs.state_dict().items()}
     assert round(sum(p.numel() for p in ours.parameters()) / 1e6, 2) == millions
 
 
 def test_fresh_net_predicts_zero():
-    assert not TUNet(SMALL["base"])(**inputs(SMALL["base"])).any()
+    assert not TUNet(SMALL["base"], DIMS)(**inputs(SMALL["base"])).any()
 
 
 @pytest.mark.parametrize("name", ["base", "large"])
 def test_cache_changes_nothing(name):
-    net, given = randomised(TUNet(SMALL[name])), inputs(SMALL[name])
+    net, given = randomised(TUNet(SMALL[name], DIMS)), inputs(SMALL[name])
     with torch.no_grad():
         expected = net(**given)
         cache = net.precompute(given.pop("conditions"))
         for _ in range(2):
-            assert torch.equal(net(**given, cache=cache), expected)
+            assert torch.equal(net(**given, kv_cache=cache), expected)
 
 
 def test_checkpointing_keeps_gradients():
@@ -154,7 +155,7 @@ def test_checkpointing_keeps_gradients():
     gradients = []
     for gradient_checkpointing in (False, True):
         config = replace(SMALL["large"], gradient_checkpointing=gradient_checkpointing)
-        net = randomised(TUNet(config))
+        net = randomised(TUNet(config, DIMS))
         net(**given).square().mean().backward()
         gradients.append({name: p.grad for name, p in net.named_parameters()})
     assert all(gradient is not None for gradient in gradients[0].values())
@@ -162,7 +163,7 @@ def test_checkpointing_keeps_gradients():
 
 
 def test_masked_positions_do_not_matter():
-    net, given = randomised(TUNet(SMALL["base"])), inputs(SMALL["base"])
+    net, given = randomised(TUNet(SMALL["base"], DIMS)), inputs(SMALL["base"])
     with torch.no_grad():
         expected = net(**given)
         text = given["conditions"][1]
@@ -173,7 +174,7 @@ def test_masked_positions_do_not_matter():
 
 
 def test_empty_mask_is_read_whole():
-    net, given = randomised(TUNet(SMALL["base"])), inputs(SMALL["base"])
+    net, given = randomised(TUNet(SMALL["base"], DIMS)), inputs(SMALL["base"])
     with torch.no_grad():
         given["conditions"][1].mask = torch.ones(2, 3)
         expected = net(**given)
@@ -182,7 +183,7 @@ def test_empty_mask_is_read_whole():
 
 
 def test_scalar_timestep_and_channels_last():
-    net, given = randomised(TUNet(SMALL["base"])), inputs(SMALL["base"])
+    net, given = randomised(TUNet(SMALL["base"], DIMS)), inputs(SMALL["base"])
     with torch.no_grad():
         given["timestep"] = torch.tensor([40, 40])
         expected = net(**given)
@@ -192,31 +193,61 @@ def test_scalar_timestep_and_channels_last():
         torch.testing.assert_close(net(**given), expected, rtol=0, atol=1e-5)
 
 
+def read_back(config: TUNetConfig, widths: dict[str, int], **other) -> tuple[TUNetConfig, dict[str, int]]:
+    fields, found = from_hub_config({**json.loads(json.dumps(to_hub_config(config, widths))), **other}, {})
+    return TUNetConfig(**fields), found
+
+
 @pytest.mark.parametrize("config", [*SMALL.values(), *(preset() for preset, _ in FULL.values())])
 def test_hub_config_round_trip(config):
-    assert from_hub_config(json.loads(json.dumps(to_hub_config(config)))) == config
+    read = {*config.conditions, *filter(None, [config.film])}
+    assert read_back(config, WIDTHS) == (config, {name: WIDTHS[name] for name in read})
 
 
 def test_published_hub_configs():
-    hub = {**to_hub_config(presets.base()), "attention_head_dim": 8}
-    assert from_hub_config(hub) == replace(presets.base(), num_heads=[8, 8, 8, 8])
-    hub = {**to_hub_config(presets.audioldm1()), "_class_name": "UNet2DConditionModel"}
-    assert hub["cross_attention_dim"] == [128, 256, 384, 640]
-    assert from_hub_config(hub) == presets.audioldm1()
+    config, _ = read_back(presets.base(), WIDTHS, attention_head_dim=8)
+    assert config == replace(presets.base(), num_heads=[8, 8, 8, 8])
+    assert to_hub_config(presets.audioldm1(), WIDTHS)["cross_attention_dim"] == [128, 256, 384, 640]
+    config, _ = read_back(presets.audioldm1(), WIDTHS, _class_name="UNet2DConditionModel")
+    assert config == presets.audioldm1()
     with pytest.raises(UserError, match="use_linear_projection"):
-        from_hub_config({**hub, "use_linear_projection": True})
+        read_back(presets.audioldm1(), WIDTHS, use_linear_projection=True)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"conditions": ["t5"]},
+        {"conditions": ["clap"]},
+        {"conditions": ["loa", "t5", "clap"]},
+        {"conditions": ["clap", "loa"], "layout": [SELF, "loa", "clap", "loa"], "film": "clap"},
+    ],
+)
+def test_any_list_of_conditions_is_saved_and_opened(named, tmp_path):
+    config = replace(SMALL["base"], **named)
+    net, given = randomised(TUNet(config, DIMS)), inputs(config)
+    net.save_pretrained(tmp_path)
+    opened = TUNet.from_pretrained(tmp_path)
+    assert opened.config == config and opened.condition_widths == net.condition_widths
+    with torch.no_grad():
+        expected = net(**given)
+        assert torch.equal(opened(**given), expected)
+        for condition in given["conditions"]:
+            condition.embedding += 1.0
+            assert not torch.allclose(opened(**given), expected)
+            condition.embedding -= 1.0
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_folder_opens_here_and_in_diffusers(name, tmp_path):
     config = SMALL[name]
-    net, given = randomised(TUNet(config)), inputs(config)
+    net, given = randomised(TUNet(config, DIMS)), inputs(config)
     net.to(memory_format=torch.channels_last)
     net.save_pretrained(tmp_path / "unet")
     opened = TUNet.from_pretrained(tmp_path / "unet")
     assert opened.config == config
     classes = [diffusers.AudioLDM2UNet2DConditionModel]
-    if config.film_dim:
+    if config.film:
         classes.append(diffusers.UNet2DConditionModel)
     with torch.no_grad():
         expected = opened(**given)
@@ -242,9 +273,10 @@ def test_missing_files(tmp_path):
         {"num_heads": [1, 2]},
         {"num_heads": [3, 8, 12, 20]},
         {"attention_levels": [4]},
-        {"cross_attention_dim": [768, 1024]},
-        {"cross_attention_dim": [None, None, 1024]},
-        {"cross_attention_dim": []},
+        {"conditions": ["loa", "loa"]},
+        {"layout": ["self", "loa"]},
+        {"layout": ["self", "loa", "t5", "clap"]},
+        {"conditions": [], "layout": []},
     ],
 )
 def test_wrong_config(wrong):
@@ -253,7 +285,7 @@ def test_wrong_config(wrong):
 
 
 def test_wrong_inputs():
-    net, given = TUNet(SMALL["base"]), inputs(SMALL["base"])
+    net, given = TUNet(SMALL["base"], DIMS), inputs(SMALL["base"])
     with pytest.raises(ValueError, match="2 conditions, got 1"):
         net(**{**given, "conditions": given["conditions"][:1]})
     with pytest.raises(ValueError, match="film"):
@@ -267,14 +299,14 @@ def test_config_is_structured():
             "block_out_channels": [48, 96, 144],
             "num_heads": [2, 3, 6],
             "attention_levels": [1, 2],
-            "cross_attention_dim": [None, 192, 64],
+            "conditions": ["loa", "clap"],
             "norm_num_groups": 16,
         },
     )
     config = OmegaConf.to_object(merged)
     assert isinstance(config, TUNetConfig)
-    assert config.cross_attention_dim == [None, 192, 64]
-    TUNet(config)
+    assert config.transformers == [SELF, "loa", "clap"]
+    TUNet(config, DIMS)
 
 
 def test_conditions_join_select_and_repeat():
@@ -294,15 +326,15 @@ def test_conditions_join_select_and_repeat():
 
 def test_other_heads_are_those_of_a_net_built_with_them():
     config = SMALL["base"]
-    net = randomised(TUNet(config))
-    other = TUNet(replace(config, num_heads=[1, 1, 2])).eval()
+    net = randomised(TUNet(config, DIMS))
+    other = TUNet(replace(config, num_heads=[1, 1, 2]), DIMS).eval()
     other.load_state_dict(net.state_dict())
     given = inputs(config)
     with torch.no_grad():
         before = net(**given)
         net.set_heads([1, 1, 2])
         assert torch.equal(net(**given), other(**given)) and not torch.allclose(before, net(**given), atol=1e-4)
-    assert to_hub_config(net.config)["attention_head_dim"] == [1, 1, 2]
+    assert to_hub_config(net.config, DIMS)["attention_head_dim"] == [1, 1, 2]
     with pytest.raises(UserError, match="heads"):
         net.set_heads([5, 5, 5])
     assert presets.official_heads(presets.base()) == [4, 8, 12, 20]
@@ -335,7 +367,7 @@ def assert_same_gradients(ours: Tensor, expected: Tensor, inputs: tuple[Tensor, 
 
 def test_autocast_and_compiled_graphs_train():
     config = SMALL["base"]
-    net, given = randomised(TUNet(config)), inputs(config)
+    net, given = randomised(TUNet(config, DIMS)), inputs(config)
     expected = net(**given)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = net(**given)

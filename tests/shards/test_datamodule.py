@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from audioldm2_pl.shards import reader as shard_reader
 from audioldm2_pl.audio import AudioConfig
-from audioldm2_pl.shards.order import deal, endless_order, storage_order, weighted_order
-from audioldm2_pl.shards.datamodule import AudioShards, ClipStream, DataConfig, ShardFolder, draw_crop
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.shards import format as shard_format
+from audioldm2_pl.shards.datamodule import AudioShards, DataConfig
+from audioldm2_pl.shards.order import endless_order, select, storage_order, weighted_order
+from audioldm2_pl.shards.reader import ShardFolder
+from audioldm2_pl.shards.stream import ClipStream, draw_crop
 from data.shards import Clip, write_shards
 
 torch.set_num_threads(1)
@@ -60,7 +62,7 @@ def flatten(batches) -> list[dict]:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_each_epoch_has_every_clip_once_over_the_ranks(shards, world_size):
-    all_keys = {key for shard in range(3) for key, _ in ShardFolder(shards / "train").clips(shard)}
+    all_keys = {key for shard in range(3) for key, _ in ShardFolder(shards / "train").table(shard)}
     assert len(all_keys) == NUM_CLIPS
     per_rank = 2 * NUM_CLIPS // world_size
     ranks = [take(stream(shards / "train", 0, rank, world_size), per_rank) for rank in range(world_size)]
@@ -100,7 +102,7 @@ def test_another_world_size_goes_on_with_the_same_order(shards, new_world_size):
 
 
 def test_ranks_and_workers_share_out_an_epoch(shards):
-    all_keys = {key for shard in range(3) for key, _ in ShardFolder(shards / "train").clips(shard)}
+    all_keys = {key for shard in range(3) for key, _ in ShardFolder(shards / "train").table(shard)}
     data = AudioShards(DataConfig([str(shards / "train")], num_workers=3), AUDIO, 0, 2, 0.1)
     loaders = [data.loader(stream(shards / "train", 0, rank, 2)) for rank in range(2)]
     clips = [clip for rank in loaders for clip in flatten(take(rank, 3))]  # 2 ranks x 3 workers, a batch of 2 each
@@ -206,7 +208,7 @@ def test_ten_kills_at_random_steps_leave_the_order_as_it_was(weights, shards, co
         state = steps[-1]["state"]
         assert state["position"] == len(found)
     order = weighted_order(folders, weights, 7, 0) if weights else endless_order(folders, 7, 0)
-    assert found == [folders[f].clips(s)[clip][0] for _, f, s, clip in take(order, len(found))]
+    assert found == [folders[f].table(s)[clip][0] for _, f, s, clip in take(order, len(found))]
 
 
 def test_state_counts_clips_whatever_the_number_of_ranks(shards):
@@ -247,7 +249,7 @@ def test_a_weight_for_each_folder(weights):
 
 
 def test_a_folder_of_features_for_each_train_folder():
-    with pytest.raises(UserError, match=r"data\.encoded has 1 folders for the 2"):
+    with pytest.raises(UserError, match=r"data\.encoded has 1 entries for the 2"):
         DataConfig(["a", "b"], encoded=["a.encoded"])
 
 
@@ -274,45 +276,46 @@ def test_several_folders_make_one_epoch(shards, corpus):
 
 
 @pytest.mark.parametrize("num_clips", [2, 6, 17, 100])
-def test_every_shard_deals_its_share_of_fewer_clips(num_clips, shards, corpus):
+def test_every_shard_has_its_share_of_fewer_clips(num_clips, shards, corpus):
     folders = [ShardFolder(shards / "train"), ShardFolder(corpus)]  # 12 clips of three shards, 5 of three
-    deal(folders, num_clips)
-    dealt = min(num_clips, NUM_CLIPS + 5)
+    select(folders, num_clips)
+    selected = min(num_clips, NUM_CLIPS + 5)
     stored = [place[1:] for place in storage_order(folders)]
-    assert len(stored) == len(set(stored)) == sum(map(len, folders)) == dealt
+    assert len(stored) == len(set(stored)) == sum(map(len, folders)) == selected
     for f, folder in enumerate(folders):
-        assert abs(len(folder) - dealt * sum(folder.counts) / (NUM_CLIPS + 5)) < 1
-        for s, count in enumerate(folder.dealt):  # the first of a shard
+        assert abs(len(folder) - selected * sum(folder.counts) / (NUM_CLIPS + 5)) < 1
+        for s, count in enumerate(folder.selected):  # the first of a shard
             assert [clip for g, t, clip in stored if (g, t) == (f, s)] == list(range(count))
-    for order in (endless_order(folders, 3, dealt), weighted_order(folders, [1, 1], 3, 0)):
-        assert {place[1:] for place in take(order, 20 * dealt)} == set(stored)
-    assert sorted(place[1:] for place in take(endless_order(folders, 3, dealt), dealt)) == sorted(stored)
+    for order in (endless_order(folders, 3, selected), weighted_order(folders, [1, 1], 3, 0)):
+        assert {place[1:] for place in take(order, 20 * selected)} == set(stored)
+    assert sorted(place[1:] for place in take(endless_order(folders, 3, selected), selected)) == sorted(stored)
 
 
 def test_fewer_clips_are_trained_on(shards, corpus):
     config = DataConfig([str(shards / "train"), str(corpus)])
-    data = AudioShards(config, AUDIO, 0, 2, max_clips=6)
+    data = AudioShards(config, AUDIO, 0, 2)
+    data.limit_clips(6)
     trained = Counter(key for batch in take(data.train_dataloader(), 9) for key in batch["key"])
     assert len(trained) == 6 and set(trained.values()) == {3}
     assert set(trained) == {key for batch in data.storage_order() for key in batch["key"]}
     assert data.quarantine.num_clips == NUM_CLIPS + 5  # the bad clips of all stages are counted together
     with pytest.raises(UserError, match=r"train: max_clips=1 leaves none of its clips; give more"):
-        AudioShards(config, AUDIO, 0, 2, max_clips=1)
+        data.limit_clips(1)
 
 
 def test_storage_order_has_each_clip_once_as_the_shards_hold_them(shards):
     data = AudioShards(DataConfig([str(shards / "train")]), AUDIO, seed=0, batch_size=5)
     keys = [key for batch in data.storage_order() for key in batch["key"]]
     folder = ShardFolder(shards / "train")
-    assert keys == [key for shard in range(3) for key, _ in folder.clips(shard)]
+    assert keys == [key for shard in range(3) for key, _ in folder.table(shard)]
 
 
 def test_left_out_sound_is_not_decoded_and_changes_no_caption(corpus, shards, monkeypatch):
     loud, silent = (AudioShards(DataConfig([str(corpus)], str(shards / "test")), AUDIO, 0, 2) for _ in range(2))
     expected = take(loud.train_dataloader(), 12)
-    silent.leave_out_sound({name for batch in silent.storage_order() for name in batch["id"]})
+    silent.skip_sound({name for batch in silent.storage_order() for name in batch["id"]})
     assert "waveform" in next(iter(silent.storage_order())) and "waveform" in next(iter(silent.val_dataloader()))
-    monkeypatch.setattr(shard_reader, "decode_sound", None)
+    monkeypatch.setattr(shard_format, "decode_sound", None)
     for batch, other in zip(take(silent.train_dataloader(), 12), expected, strict=True):
         assert batch == {name: value for name, value in other.items() if name != "waveform"}
 
@@ -329,7 +332,7 @@ def test_a_clip_whose_sound_is_bad_stays_out_without_sound_too(num_workers, corp
     loud, silent = (AudioShards(config, AUDIO, 0, 2) for _ in range(2))
     good = {name for batch in silent.storage_order() for name in batch["id"]}
     assert len(good) == 4
-    silent.leave_out_sound(good)
+    silent.skip_sound(good)
     for batch, other in zip(take(silent.train_dataloader(), 10), take(loud.train_dataloader(), 10), strict=True):
         assert "waveform" not in batch and (batch["key"], batch["text"]) == (other["key"], other["text"])
 
@@ -468,8 +471,6 @@ def test_a_truncated_tar_is_refused(share, shards, tmp_path):
     content = tar.read_bytes()
     tar.write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError, match=str(tar)):
-        ShardFolder(folder).clips(1)
-    with pytest.raises(UserError, match=str(tar)):
         take(stream(folder), NUM_CLIPS)
 
 
@@ -490,7 +491,7 @@ def test_a_wrong_count_is_refused(shards, tmp_path):
 def test_a_broken_clip_is_named(shards, tmp_path):
     folder = copied(shards, tmp_path)
     broken = ShardFolder(folder)
-    key, members = broken.clips(0)[1]
+    key, members = broken.table(0)[1]
     tar = folder / "000000.tar"
     content = bytearray(tar.read_bytes())
     offset, _ = members["flac"]

@@ -15,11 +15,13 @@ import soundfile
 import torch
 
 from audioldm2_pl.audio import AudioConfig
-from audioldm2_pl.shards.datamodule import AudioShards, ClipStream, DataConfig, ShardFolder
-from audioldm2_pl.shards.encoded import EncodedFolder, members_of
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.shards.datamodule import AudioShards, DataConfig
+from audioldm2_pl.shards.encoded import EncodedFolder, members_of
+from audioldm2_pl.shards.format import SOUNDS, BadClip
 from audioldm2_pl.shards.quarantine import Quarantine
-from audioldm2_pl.shards.reader import SOUNDS, BadClip
+from audioldm2_pl.shards.reader import ShardFolder
+from audioldm2_pl.shards.stream import ClipStream
 from data.shards import Clip, write_shards
 
 torch.set_num_threads(1)
@@ -91,7 +93,7 @@ def test_300_random_corruptions_lose_only_what_they_touch(corpus, tmp_path):
     rng = np.random.default_rng(0)
     content = (corpus / "000000.tar").read_bytes()
     whole = {clip["key"]: clip for clip in stream(corpus, None)}
-    places = ShardFolder(corpus).clips(0)
+    places = ShardFolder(corpus).table(0)
     folder = shutil.copytree(corpus, tmp_path / "broken")
     num_lost = 0
     for _ in range(300):

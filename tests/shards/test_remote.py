@@ -9,11 +9,13 @@ import fsspec
 import pytest
 import torch
 
-from audioldm2_pl.shards import remote as remote_shards
 from audioldm2_pl.audio import AudioConfig
-from audioldm2_pl.shards.datamodule import AudioShards, ClipStream, DataConfig, ShardFolder
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.shards import remote as remote_shards
+from audioldm2_pl.shards.datamodule import AudioShards, DataConfig
+from audioldm2_pl.shards.reader import ShardFolder
 from audioldm2_pl.shards.remote import RemoteFolder, make_room, stream
+from audioldm2_pl.shards.stream import ClipStream
 
 AUDIO = AudioConfig(clip_seconds=2.56)
 

@@ -5,9 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from audioldm2_pl.conditioners.clap import CLAP, CLAPConfig
-from audioldm2_pl.config import ConditionersConfig, ExperimentConfig
-from audioldm2_pl.hub.folder import ModelFolder
-from audioldm2_pl.training.clap import MAX_LOGIT_SCALE, CLAPPretraining
+from audioldm2_pl.training.clap import MAX_LOGIT_SCALE, CLAPPretraining, CLAPTrainingConfig
 
 TINY = CLAPConfig(
     pretrained=None,
@@ -28,8 +26,7 @@ TINY = CLAPConfig(
 @pytest.fixture
 def stage() -> CLAPPretraining:
     torch.manual_seed(0)
-    experiment = ExperimentConfig(conditioners=ConditionersConfig(clap=TINY))
-    return CLAPPretraining(experiment, ModelFolder(experiment.model_folder))
+    return CLAPPretraining(CLAPTrainingConfig(), CLAP.build(TINY), 16_000)
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from audioldm2_pl.config import STAGE_NAMES, TrainerConfig
+from audioldm2_pl.config import STAGES, TrainerConfig
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.hub.folder import PARTS
+from audioldm2_pl.hub.parts import HUB_CLASSES
 from audioldm2_pl.training.ranks import build_trainer
 from data.shards import write_shards
 from data.synthetic import clips
@@ -77,8 +77,8 @@ def two_ranks(shards, tmp_path_factory) -> Path:
 
 
 def test_two_processes_train_every_stage(two_ranks):
-    assert {path.stem for path in (two_ranks / "stages").glob("*.json")} == set(STAGE_NAMES)
-    assert {path.name for path in (two_ranks / "model").iterdir() if path.is_dir()} == set(PARTS)
+    assert {path.stem for path in (two_ranks / "stages").glob("*.json")} == set(STAGES)
+    assert {path.name for path in (two_ranks / "model").iterdir() if path.is_dir()} == {*HUB_CLASSES, "audiomae"}
 
 
 def test_two_processes_are_one_with_twice_the_batch(two_ranks, shards, tmp_path):

@@ -1,5 +1,6 @@
 """Stage `decoder`: what it leaves alone, and what it is for."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,8 @@ def posterior_of(stage: DecoderFinetuning, log_mel: torch.Tensor) -> dict[str, t
     return {"mean": posterior.mean, "std": posterior.std}
 
 
-def listening(smoke, smoke_run, *overrides: str, runs: Path) -> ExperimentConfig:
-    """An experiment whose decoder stage, the only one, hears the smoke run's T-UNet."""
+def sampling_decoder(smoke, smoke_run, *overrides: str, runs: Path) -> ExperimentConfig:
+    """An experiment whose decoder stage, the only one, reads the smoke run's T-UNet."""
     parts = ("clap", "t5", "audiomae", "vae", "vocoder", "unet", "gpt2")
     return smoke("stages=[decoder]", "training.decoder.sampled_from=[900,400]", "training.decoder.cache_features=true",
                  *(f"from.{part}={smoke_run.model_folder}" for part in parts), *overrides, runs=runs)  # fmt: skip
@@ -61,7 +62,7 @@ def test_it_is_trained_only_where_it_is_named():
 
 
 def test_noise_has_the_asked_for_strength_and_gives_the_encoder_no_gradient(smoke_run):
-    stage = DecoderFinetuning(smoke_run, ModelFolder(smoke_run.model_folder)).train()
+    stage = DecoderFinetuning.build(smoke_run, ModelFolder(smoke_run.model_folder)).train()
     log_mel = torch.randn(64, 1, 64, 64) - 6.0
     latents = {}
     for noise in (0.0, 3.0):
@@ -97,7 +98,7 @@ def test_roughness_tells_noise_from_a_pattern_that_repeats():
 
 def test_it_learns_from_the_unets_latents_and_resumes_to_the_bit(smoke, smoke_run, tmp_path, monkeypatch):
     before = vae_weights(smoke_run)
-    straight = listening(smoke, smoke_run, runs=tmp_path / "straight")
+    straight = sampling_decoder(smoke, smoke_run, runs=tmp_path / "straight")
     train(straight)
     after = vae_weights(straight)
     assert {key.split(".")[0] for key in after if not torch.equal(after[key], before[key])} == {
@@ -105,7 +106,7 @@ def test_it_learns_from_the_unets_latents_and_resumes_to_the_bit(smoke, smoke_ru
         "post_quant_conv",
     }
 
-    broken = listening(smoke, smoke_run, runs=tmp_path / "broken")
+    broken = sampling_decoder(smoke, smoke_run, runs=tmp_path / "broken")
     losses = DecoderFinetuning.losses
     calls = iter(range(100))
     monkeypatch.setattr(DecoderFinetuning, "losses", lambda *a: losses(*a) if next(calls) < 3 else 1 / 0)
@@ -119,15 +120,15 @@ def test_it_learns_from_the_unets_latents_and_resumes_to_the_bit(smoke, smoke_ru
 
 
 def test_the_unets_latents_are_the_clips_own(smoke, smoke_run, tmp_path):
-    experiment = listening(smoke, smoke_run, "training.decoder.sampled_from=[40]", runs=tmp_path)
-    stage = DecoderFinetuning(experiment, ModelFolder(smoke_run.model_folder)).train()
+    experiment = sampling_decoder(smoke, smoke_run, "training.decoder.sampled_from=[40]", runs=tmp_path)
+    stage = DecoderFinetuning.build(experiment, ModelFolder(smoke_run.model_folder)).train()
     batch = {
         "waveform": torch.randn(3, 40_960, generator=torch.Generator().manual_seed(0)) * 0.1,
         "text": ["a bell", "rain", "a siren"],
         "transcript": ["", "", ""],
         "id": ["0/0/0", "0/0/1", "0/0/2"],
     }
-    stage.experiment.diffusion.num_steps = 50
+    stage.sampling = replace(stage.sampling, num_steps=50)
     together = stage.features(batch)
     alone = stage.features({name: value[1:2] for name, value in batch.items()})
     torch.testing.assert_close(alone["sampled"][0], together["sampled"][1], atol=1e-4, rtol=1e-4)
@@ -141,21 +142,21 @@ def test_the_unets_latents_are_the_clips_own(smoke, smoke_run, tmp_path):
     assert not torch.isclose(stage.latent_to_decode(together), together["sampled"]).all()
 
 
-def test_the_unet_hears_no_more_clips_than_asked_for(smoke, smoke_run, tmp_path, monkeypatch):
-    experiment = listening(smoke, smoke_run, "training.decoder.max_clips=5", runs=tmp_path)
-    heard, trained = [], []
+def test_the_unet_samples_no_more_clips_than_asked_for(smoke, smoke_run, tmp_path, monkeypatch):
+    experiment = sampling_decoder(smoke, smoke_run, "training.decoder.max_clips=5", runs=tmp_path)
+    sampled_keys, trained = [], []
     sampled, losses = DecoderFinetuning.sampled, DecoderFinetuning.losses
-    monkeypatch.setattr(DecoderFinetuning, "sampled", lambda s, b, p: heard.extend(b["key"]) or sampled(s, b, p))
+    monkeypatch.setattr(DecoderFinetuning, "sampled", lambda s, b, p: sampled_keys.extend(b["key"]) or sampled(s, b, p))
     monkeypatch.setattr(DecoderFinetuning, "losses", lambda s, b: trained.extend(b["key"]) or losses(s, b))
     train(experiment)
-    assert len(heard) == len(set(heard)) == 5
-    assert set(trained) == set(heard)
+    assert len(sampled_keys) == len(set(sampled_keys)) == 5
+    assert set(trained) == set(sampled_keys)
 
 
 def test_log_mel_and_latents_are_cropped_alike(smoke, smoke_run, tmp_path):
-    experiment = listening(smoke, smoke_run, runs=tmp_path)
-    stage = DecoderFinetuning(experiment, ModelFolder(smoke_run.model_folder))
-    assert stage.config.read_seconds is None  # the T-UNet hears whole clips
+    experiment = sampling_decoder(smoke, smoke_run, runs=tmp_path)
+    stage = DecoderFinetuning.build(experiment, ModelFolder(smoke_run.model_folder))
+    assert stage.config.read_seconds is None  # the T-UNet reads whole clips
     frame = torch.arange(256.0).view(1, 1, 256, 1)
     features = {"log_mel": frame.expand(5, 1, 256, 64), "mean": frame[:, :, ::8].expand(5, 8, 32, 8)}
     crops = stage.cropped(features)
@@ -164,7 +165,7 @@ def test_log_mel_and_latents_are_cropped_alike(smoke, smoke_run, tmp_path):
     assert len(set(crops["mean"][:, 0, 0, 0].tolist())) > 1  # each clip from a place of its own
 
 
-def test_it_comes_after_the_unet_that_it_hears(smoke):
+def test_it_comes_after_the_unet_that_it_reads(smoke):
     with pytest.raises(UserError, match="put it after joint"):
         smoke("training.decoder.sampled_from=[500]")
     with pytest.raises(UserError, match=r"sampled_share=2.* from 0 to 1"):

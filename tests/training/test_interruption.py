@@ -37,7 +37,7 @@ def test_a_signal_saves_and_the_run_ends_like_the_unbroken_one(signum, workers, 
     (os.killpg if whole_group else os.kill)(process.pid, signum)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signum, output
-    assert "is saved; go on with: audioldm2 train " in output and "Traceback" not in output
+    assert "is saved; resume with: audioldm2 train " in output and "Traceback" not in output
     for runs in ("broken", "straight"):
         again = start(shards, tmp_path / runs, *overrides)
         output, _ = again.communicate(timeout=120)
@@ -93,7 +93,7 @@ def test_stages_side_by_side_are_saved_too(shards, tmp_path):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
-    assert "the stages are saved; go on with: audioldm2 train " in output and "Traceback" not in output
+    assert "the stages are saved; resume with: audioldm2 train " in output and "Traceback" not in output
 
 
 def test_stages_side_by_side_end_with_the_call_that_started_them(shards, tmp_path):

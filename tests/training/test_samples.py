@@ -1,4 +1,4 @@
-"""Samples during training: every stage that makes sound is heard, and training does not notice."""
+"""Samples during training: every stage that makes sound is previewed, and training does not notice."""
 
 import shutil
 
@@ -9,34 +9,39 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_stages import prepared, weights
 
 from audioldm2_pl.audio import AudioConfig, LogMel, griffin_lim
+from audioldm2_pl.config import STAGES
 from audioldm2_pl.pipeline import AudioLDM2
+from audioldm2_pl.seeds import seed_of
 from audioldm2_pl.shards.datamodule import AudioShards
 from audioldm2_pl.training.run import train
-from audioldm2_pl.training.samples import HEARD, seeds_of
+from audioldm2_pl.training.stage import Stage
 
 EVERY = ("trainer.sample_every_batches=2", "trainer.sample_clips=2")
 
 
-@pytest.mark.parametrize("stage", HEARD)
-def test_a_stage_is_heard_and_ends_with_the_same_bits(stage, smoke, smoke_run, tmp_path):
-    silent = prepared(smoke, smoke_run, stage, tmp_path, "silent")
-    heard = prepared(smoke, smoke_run, stage, tmp_path, "heard", *EVERY)
-    train(silent, stage)
-    train(heard, stage)
-    first, second = weights(silent, stage), weights(heard, stage)
+PREVIEWED = [name for name, stage in STAGES.items() if stage.preview is not Stage.preview]
+
+
+@pytest.mark.parametrize("stage", PREVIEWED)
+def test_a_previewed_stage_ends_with_the_same_bits(stage, smoke, smoke_run, tmp_path):
+    plain = prepared(smoke, smoke_run, stage, tmp_path, "plain")
+    previewed = prepared(smoke, smoke_run, stage, tmp_path, "previewed", *EVERY)
+    train(plain, stage)
+    train(previewed, stage)
+    first, second = weights(plain, stage), weights(previewed, stage)
     assert all(torch.equal(first[key], second[key]) for key in first)
 
-    folder = heard.run_folder / "samples" / stage
+    folder = previewed.run_folder / "samples" / stage
     expected = {f"{clip}_{name}.wav" for clip in (0, 1) for name in ("reference", "0000002", "0000004")}
     assert {path.name for path in folder.iterdir()} == expected
     sounds = {path.stem: soundfile.read(path)[0] for path in folder.iterdir()}
-    assert all(len(sound) == heard.audio.num_samples and sound.any() for sound in sounds.values())
+    assert all(len(sound) == previewed.audio.num_samples and sound.any() for sound in sounds.values())
     if stage in ("vae", "vocoder"):  # a T-UNet as young as the others' hears no condition yet
         assert (sounds["0_0000002"] != sounds["0_0000004"]).any()
 
 
 def test_the_last_sample_is_what_the_finished_model_says(smoke, smoke_run, tmp_path):
-    experiment = prepared(smoke, smoke_run, "joint", tmp_path, "heard", *EVERY)
+    experiment = prepared(smoke, smoke_run, "joint", tmp_path, "previewed", *EVERY)
     train(experiment, "joint")
     clip, rate = soundfile.read(experiment.run_folder / "samples" / "joint" / "1_0000004.wav")
     reference, _ = soundfile.read(experiment.run_folder / "samples" / "joint" / "1_reference.wav")
@@ -48,12 +53,12 @@ def test_the_last_sample_is_what_the_finished_model_says(smoke, smoke_run, tmp_p
     }
     text = min(captions, key=lambda text: abs(captions[text] - reference).max())
     model = AudioLDM2.from_pretrained(experiment.model_folder)
-    said = model.generate(text, steps=3, guidance_scale=4.5, eta=0.0, seed=seeds_of(experiment, 2)[1:])
+    said = model.generate(text, num_steps=3, guidance_scale=4.5, eta=0.0, seed=seed_of(experiment.seed, "samples", 1))
     assert rate == model.sample_rate
     assert abs(said[0].clamp(-1, 1).numpy() - clip).max() < 1e-3  # 16 bits, and batches of two and of one
 
 
-def test_a_vae_without_a_vocoder_is_heard_through_griffin_and_lim(smoke, smoke_run, tmp_path):
+def test_a_vae_without_a_vocoder_is_previewed_through_griffin_and_lim(smoke, smoke_run, tmp_path):
     experiment = prepared(smoke, smoke_run, "vae", tmp_path, "alone", *EVERY)
     shutil.rmtree(experiment.model_folder / "vocoder")
     train(experiment, "vae")
@@ -61,7 +66,7 @@ def test_a_vae_without_a_vocoder_is_heard_through_griffin_and_lim(smoke, smoke_r
     assert sound.any()
 
 
-def test_what_cannot_be_heard_is_said_once_and_training_goes_on(smoke, smoke_run, tmp_path, capsys):
+def test_what_cannot_be_previewed_is_said_once_and_training_goes_on(smoke, smoke_run, tmp_path, capsys):
     experiment = prepared(smoke, smoke_run, "ldm", tmp_path, "mute", *EVERY)
     shutil.rmtree(experiment.model_folder / "vocoder")
     train(experiment, "ldm")

@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import load_file
 
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.hub.folder import GROUPS, ModelFolder
+from audioldm2_pl.hub.folder import ModelFolder
+from audioldm2_pl.hub.parts import GROUPS
 from audioldm2_pl.seeds import SharedRandom
 from audioldm2_pl.shards.datamodule import AudioShards
-from audioldm2_pl.training import run
 from audioldm2_pl.training.audiomae import AudioMAEPretraining
-from audioldm2_pl.training.checkpoint import Resumable
+from audioldm2_pl.training.checkpoint import Resumable, changed_settings
 from audioldm2_pl.training.ema import EMA
-from audioldm2_pl.training.ldm import dropped_clips
+from audioldm2_pl.training.ldm import draw_dropped_clips
 from audioldm2_pl.training.optimizer import OptimizerConfig, learning_rate_factor
-from audioldm2_pl.training.records import peak_memory
+from audioldm2_pl.training.records import peak_memory, recipe
 from audioldm2_pl.training.run import STAGES, train
 from data.shards import write_shards
 from data.synthetic import clips
@@ -57,7 +57,7 @@ def weights(experiment, stage: str) -> dict[str, torch.Tensor]:
 
 def start(smoke_run, stage: str):
     """A stage at its beginning, and an endless supply of one batch."""
-    module = STAGES[stage](smoke_run, ModelFolder(smoke_run.model_folder)).train()
+    module = STAGES[stage].build(smoke_run, ModelFolder(smoke_run.model_folder)).train()
     data = AudioShards(smoke_run.data, smoke_run.audio, seed=0, batch_size=4, crop_seconds=module.config.crop_seconds)
     return module, next(iter(data.train_dataloader()))
 
@@ -158,11 +158,22 @@ def test_finished_stages_are_passed_over(smoke_run, capsys):
 
 
 def test_changed_settings_of_a_finished_stage_are_pointed_out(smoke, smoke_run, capsys):
-    changed = smoke("training.vae.batches=5", "diffusion.num_steps=9", runs=smoke_run.run_folder.parent)
+    changed = smoke("training.vae.batches=5", "sampling.num_steps=9", runs=smoke_run.run_folder.parent)
     train(changed)
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if "other settings" in line] == [line for line in lines if line.startswith("vae:")]
     assert "vae.json" in next(line for line in lines if line.startswith("vae:"))
+
+
+def test_sampling_is_part_of_the_recipe_only_where_a_stage_samples(smoke, smoke_run):
+    assert "sampling" not in recipe(smoke_run, "joint") and "sampling" not in recipe(smoke_run, "decoder")
+    listening = smoke("training.decoder.sampled_from=[40]", "stages=[decoder]")
+    now = recipe(listening, "decoder")
+    assert now["sampling"]["num_steps"] == 3
+    # a record of an earlier version, which had these settings under `diffusion`
+    before = {**now, "diffusion": {**now["diffusion"], "num_steps": 9, "eta": 1.0}}
+    del before["sampling"]
+    assert changed_settings(before, now) == {}
 
 
 def test_a_stage_trained_anew_begins_from_what_it_first_began_from(smoke, smoke_run, tmp_path, capsys):
@@ -289,7 +300,7 @@ def test_validation_measures_the_weights_that_are_saved(smoke, smoke_run, tmp_pa
     rows = (experiment.run_folder / "logs/gpt2/metrics.csv").read_text().splitlines()
     measured = next(float(row.split(",")[2]) for row in rows if ",val/loa," in row)
     started = replace(experiment, start_from={"gpt2": str(experiment.model_folder)})
-    stage = STAGES["gpt2"](started, ModelFolder(started.model_folder, started=started.start_from)).eval()
+    stage = STAGES["gpt2"].build(started, ModelFolder(started.model_folder, started=started.start_from)).eval()
     data = AudioShards(experiment.data, experiment.audio, seed=0, batch_size=2)
     with torch.no_grad():
         saved = stage.losses(next(iter(data.val_dataloader())))["loa"].item()
@@ -298,8 +309,10 @@ def test_validation_measures_the_weights_that_are_saved(smoke, smoke_run, tmp_pa
 
 def test_validation_leaves_no_condition_out(smoke_run):
     stage, _ = start(smoke_run, "ldm")
-    stage.experiment = replace(smoke_run, diffusion=replace(smoke_run.diffusion, condition_dropout=1.0))
-    assert dropped_clips(stage, 8).all() and not dropped_clips(stage.eval(), 8).any()
+    stage.diffusion = replace(smoke_run.diffusion, condition_dropout=1.0)
+    dropped = draw_dropped_clips(stage, 8)
+    assert list(dropped) == ["loa", "t5"] and all(rows.all() for rows in dropped.values())
+    assert not draw_dropped_clips(stage.eval(), 8)
 
 
 def test_learning_rate_warms_up_and_decays():
@@ -335,7 +348,7 @@ def test_a_learning_rate_of_no_network_is_named(smoke, smoke_run, tmp_path):
     unknown = prepared(
         smoke, smoke_run, "gpt2", tmp_path, "unknown", "training.gpt2.optimizer.learning_rates={t6: 1.0}"
     )
-    with pytest.raises(UserError, match=r"gpt2.*learning_rates: no network 't6'; there are t5, phonemes"):
+    with pytest.raises(UserError, match=r"gpt2.*learning_rates: no network 't6'; there are clap, t5, phonemes"):
         train(unknown, "gpt2")
 
 
@@ -366,7 +379,7 @@ def test_ema_counts_steps_of_the_optimiser(smoke_run):
 def test_groups_cover_all_written_parts():
     known = {part for parts in GROUPS.values() for part in parts}
     assert {part for parts in WRITES.values() for part in parts} <= known
-    assert set(run.STAGE_GROUPS) | {"decoder", "joint"} == set(STAGES)
+    assert {name for name, stage in STAGES.items() if stage.makes is None} == {"decoder", "joint"}
 
 
 def test_tensorboard_and_offline_wandb_are_written_when_asked(smoke, smoke_run, tmp_path, monkeypatch):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from audioldm2_pl.config import ExperimentConfig, TrainingConfig
+from audioldm2_pl.audio import AudioConfig, LogMel
+from audioldm2_pl.config import ExperimentConfig
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.discriminators import PatchGANConfig
 from audioldm2_pl.models.vae import VAEConfig, build_vae, latent_of
@@ -35,13 +36,14 @@ class Repeated(L.LightningDataModule):
         return DataLoader([tones() for _ in range(self.num_batches)], batch_size=None)  # type: ignore[arg-type]
 
 
+VAE = VAEConfig(block_out_channels=[8, 16, 16], layers_per_block=1, norm_num_groups=8)
+
+
 def build(**settings) -> VAETraining:
     torch.manual_seed(0)
     optimizer = OptimizerConfig(name="adam", learning_rate=3e-3, betas=(0.5, 0.9))
     recipe = VAETrainingConfig(optimizer=optimizer, discriminator=PatchGANConfig(base_channels=4), **settings)
-    vae = VAEConfig(block_out_channels=[8, 16, 16], layers_per_block=1, norm_num_groups=8)
-    experiment = ExperimentConfig(vae=vae, training=TrainingConfig(vae=recipe))
-    return VAETraining(experiment, ModelFolder(experiment.model_folder))
+    return VAETraining(recipe, build_vae(VAE), LogMel(AudioConfig()))
 
 
 def fit(stage: VAETraining, num_batches: int) -> VAETraining:
@@ -114,7 +116,7 @@ def test_each_step_moves_its_own_network():
 
 def test_adaptive_weight_balances_the_gradients_at_the_last_layer():
     stage = build(discriminator_start=0)
-    stage.judging = True
+    stage.adversarial = True
     terms = stage.generator_terms(*stage.reconstruct(tones()["waveform"]))
     scaled = {**terms, "adversarial": terms["adversarial"] * stage.adversarial_scale(terms)}
     last_layer = stage.vae.decoder.conv_out.weight
@@ -143,16 +145,15 @@ def test_finish_measures_the_scaling_factor_on_the_first_clips_wherever_training
         data.start = start
         stage.finish(data)
         factors.append(stage.parts()["vae"].config["scaling_factor"])
-    assert factors[0] == factors[1] != stage.experiment.vae.scaling_factor
+    assert factors[0] == factors[1] != VAE.scaling_factor
     log_mel = stage.log_mel(torch.cat(waveforms))
     latents = torch.cat([latent_of(stage.vae, log_mel) for _ in range(8)])
     assert latents.std().item() == pytest.approx(1.0, abs=0.02)
 
 
 def test_goes_on_from_given_weights(tmp_path):
-    stage = build()
-    given = build_vae(stage.experiment.vae)
+    given = build_vae(VAE)
     folder = ModelFolder(tmp_path, started={"vae": "elsewhere"})
     folder.save("vae", given)
-    again = VAETraining(stage.experiment, folder)
+    again = VAETraining.build(ExperimentConfig(vae=VAE), folder)
     assert torch.equal(weights(again.vae), weights(given)) and all(p.requires_grad for p in again.vae.parameters())

@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import SpeechT5HifiGan
 
-from audioldm2_pl.config import ExperimentConfig, TrainingConfig
+from audioldm2_pl.audio import AudioConfig, LogMel
+from audioldm2_pl.config import ExperimentConfig
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.discriminators import MultiPeriodConfig, MultiScaleConfig
@@ -25,6 +26,15 @@ def tones() -> dict:
     return {"waveform": 0.5 * torch.sin(2 * torch.pi * pitches * time), "key": list("abcd")}
 
 
+VOCODER = VocoderConfig(
+    upsample_rates=[8, 5, 4],
+    upsample_kernel_sizes=[16, 11, 8],
+    upsample_initial_channel=32,
+    resblock_kernel_sizes=[3],
+    resblock_dilation_sizes=[[1, 3]],
+)
+
+
 def build(**settings) -> VocoderTraining:
     torch.manual_seed(0)
     recipe = VocoderTrainingConfig(
@@ -33,15 +43,7 @@ def build(**settings) -> VocoderTraining:
         scale_discriminator=MultiScaleConfig(2, channels=[4, 8], kernel_sizes=[15, 5], strides=[2, 1], groups=[1, 4]),
         **settings,
     )
-    vocoder = VocoderConfig(
-        upsample_rates=[8, 5, 4],
-        upsample_kernel_sizes=[16, 11, 8],
-        upsample_initial_channel=32,
-        resblock_kernel_sizes=[3],
-        resblock_dilation_sizes=[[1, 3]],
-    )
-    experiment = ExperimentConfig(vocoder=vocoder, training=TrainingConfig(vocoder=recipe))
-    return VocoderTraining(experiment, ModelFolder(experiment.model_folder))
+    return VocoderTraining(recipe, build_vocoder(VOCODER), LogMel(AudioConfig()))
 
 
 def fit(stage: VocoderTraining, num_batches: int) -> VocoderTraining:
@@ -128,13 +130,12 @@ def test_parts_are_a_plain_vocoder(tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"]
     log_mel = torch.randn(1, 1, 8, 64)
     torch.testing.assert_close(vocode(loaded, log_mel), vocode(stage.vocoder, log_mel))
-    again = VocoderTraining(stage.experiment, folder)
+    again = VocoderTraining.build(ExperimentConfig(vocoder=VOCODER), folder)
     torch.testing.assert_close(vocode(again.vocoder, log_mel), vocode(stage.vocoder, log_mel))
 
 
 def test_a_given_vocoder_whose_hop_does_not_fit(tmp_path):
-    stage = build()
     folder = ModelFolder(tmp_path, started={"vocoder": "elsewhere"})
-    folder.save("vocoder", build_vocoder(replace(stage.experiment.vocoder, upsample_rates=[8, 5, 8])))
+    folder.save("vocoder", build_vocoder(replace(VOCODER, upsample_rates=[8, 5, 8])))
     with pytest.raises(UserError, match="hop_length is 160"):
-        VocoderTraining(stage.experiment, folder)
+        VocoderTraining.build(ExperimentConfig(vocoder=VOCODER), folder)

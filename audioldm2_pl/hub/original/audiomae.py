@@ -1,12 +1,12 @@
 """AudioMAE: the authors' names are ours, so only the sizes are to be found."""
 
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.hub.original.checkpoint import Moves, Weights, count
+from audioldm2_pl.hub.original.checkpoint import Moves, Weights, count, renamed
 from audioldm2_pl.models.audiomae import AudioMAE, AudioMAEConfig
 
 HEAD_CHANNELS = 64  # of one head of the encoder
 DECODER_HEAD_CHANNELS = 32  # of one head of the decoder
-NUM_BINS = 128  # of the filter bank; the shapes tell only how many patches a clip has
+NUM_BINS = 128  # of the filter bank; the shapes give only the number of patches of a clip
 
 DECODER = ("decoder_", "mask_token")
 
@@ -45,5 +45,4 @@ def build_audiomae(weights: Weights, pooling: int = 8) -> tuple[AudioMAE, Moves]
     """AudioMAE; without a plain decoder in the file, it keeps a fresh one, which only pretraining uses."""
     decoder = has_decoder(weights)
     audiomae = AudioMAE(audiomae_config(weights, pooling))
-    moves = ((k, k, tensor) for k, tensor in weights.items() if decoder or not k.startswith(DECODER))
-    return audiomae, moves
+    return audiomae, renamed({k: v for k, v in weights.items() if decoder or not k.startswith(DECODER)}, ())

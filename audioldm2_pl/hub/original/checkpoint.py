@@ -4,7 +4,7 @@ import argparse
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from audioldm2_pl.errors import UserError
 
 Weights = dict[str, Tensor]  # by the authors' names, those of one network without its prefix
 Moves = Iterator[tuple[str, str, Tensor]]  # the authors' name, the name here, the tensor
+Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]  # of `re.sub`
 
 # Where training scripts keep the weights: Lightning, AudioMAE, HiFi-GAN.
 WRAPPERS = ("state_dict", "model", "generator")
@@ -127,7 +128,7 @@ class Checkpoint:
         return {key.removeprefix(prefix): tensor for key, tensor in self.tensors.items() if key.startswith(prefix)}
 
     def use_ema(self) -> int:
-        """Puts the averaged weights of the T-UNet in the place of the last ones; how many.
+        """Replaces the last weights of the T-UNet by the averaged ones; how many.
 
         Their names are those below `model.`, without dots.
         """
@@ -191,7 +192,7 @@ class Checkpoint:
 
 
 def fill(network: nn.Module, moves: Moves, optional: Callable[[str], bool]) -> set[str]:
-    """Copies the tensors that have a place in the network; the authors' names of them.
+    """Copies the tensors that the network has; the authors' names of them.
 
     Raises UserError where one has another shape, or one of the network's own is missing but for the `optional`.
     """
@@ -201,6 +202,8 @@ def fill(network: nn.Module, moves: Moves, optional: Callable[[str], bool]) -> s
     for old, name, tensor in moves:
         if name not in own:
             continue
+        if own[name].ndim == 2:  # a linear layer here, a 1×1 convolution in the authors' code
+            tensor = tensor.flatten(1)
         if own[name].shape != tensor.shape:
             sizes = f"{list(tensor.shape)}, not {list(own[name].shape)}"
             raise UserError(f"{old} is {sizes}; a network of this kind is not known here")
@@ -211,6 +214,15 @@ def fill(network: nn.Module, moves: Moves, optional: Callable[[str], bool]) -> s
         raise UserError(f"nothing for {listing(missing)}; the file is cut short, or of a kind not known here")
     network.load_state_dict(found, strict=False)
     return used
+
+
+def renamed(weights: Weights, rules: Rules) -> Moves:
+    """Every tensor with the name that the rules, one after the other, make of its own."""
+    for key, tensor in weights.items():
+        name = key
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        yield key, name, tensor
 
 
 def listing(names: list[str], shown: int = 3) -> str:

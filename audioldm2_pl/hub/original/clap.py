@@ -1,7 +1,6 @@
 """CLAP: LAION's model of RoBERTa and HTS-AT => `transformers.ClapModel`."""
 
 import math
-import re
 from typing import Any
 
 from transformers import (
@@ -13,11 +12,11 @@ from transformers import (
     ClapTextModelWithProjection,
 )
 
-from audioldm2_pl.hub.original.checkpoint import Moves, Weights, count
+from audioldm2_pl.hub.original.checkpoint import Moves, Weights, count, renamed
 
 TEXT_HEAD_CHANNELS = 64  # of one head of RoBERTa
 
-# Counters that transformers stores and the authors' file may lack.
+# Counters that transformers stores and the authors' file may not have.
 OPTIONAL = ("text_model.embeddings.position_ids", "text_model.embeddings.token_type_ids")
 
 RENAMED = (
@@ -81,10 +80,7 @@ def build_clap(weights: Weights) -> tuple[ClapModel, Moves]:
     model = ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=text.projection_dim))
 
     def moves() -> Moves:
-        for key, tensor in weights.items():
-            name = key
-            for pattern, new in RENAMED:
-                name = re.sub(pattern, new, name)
+        for key, name, tensor in renamed(weights, RENAMED):
             if ".attention.self.qkv." in name:
                 for part, third in zip(("query", "key", "value"), tensor.chunk(3)):
                     yield key, name.replace("qkv", part), third

@@ -12,13 +12,13 @@ import torch
 
 from audioldm2_pl.conditioners.phonemes import PhonemeConfig, build_vits_tokenizer
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.hub.folder import ModelFolder, classes_of
+from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.hub.original import audiomae, clap, language, text
 from audioldm2_pl.hub.original.checkpoint import Checkpoint
 from audioldm2_pl.hub.original.unet import build_unet
 from audioldm2_pl.hub.original.vae import build_converted_vae
 from audioldm2_pl.hub.original.vocoder import build_converted_vocoder
-from audioldm2_pl.models.diffusion import DiffusionConfig, build_scheduler, signal_shares
+from audioldm2_pl.models.diffusion import DiffusionConfig, alphas_cumprod, build_scheduler
 
 Heads = Literal["official", "hub"]
 
@@ -35,7 +35,7 @@ class ImportReport:
     written: dict[str, str] = field(default_factory=dict)  # sub-folder -> what is in it
     notes: list[str] = field(default_factory=list)
     ignored: dict[str, list[str]] = field(default_factory=dict)  # reason -> the names left out on purpose
-    unmatched: list[str] = field(default_factory=list)  # names that nothing here has a place for
+    unmatched: list[str] = field(default_factory=list)  # names that no network here has
     missing: list[str] = field(default_factory=list)  # sub-folders without which nothing is generated
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ def import_checkpoint(
     """Writes every network that the file holds into the model folder, which keeps what it has beside them.
 
     Args:
-        ema: the T-UNet's averaged weights in place of the last ones.
+        ema: the T-UNet's averaged weights instead of the last ones.
         heads: of the T-UNet: `official` are 32 channels each, `hub` 8 heads at every level.
         tokenizers: a model folder or hub id whose tokenizers are copied: a checkpoint has none.
         vocoder_rates: upsampling rates of a vocoder that is none of the published ones.
@@ -78,7 +78,7 @@ def import_checkpoint(
     if not found:
         some = ", ".join(list(checkpoint.tensors)[:3]) or "no tensors"
         raise UserError(f"{file}: holds no network of AudioLDM 2, AudioLDM 1 or AudioMAE ({some}, …)")
-    if "phonemes" in found:  # in T5's place
+    if "phonemes" in found:  # instead of T5
         found = [name for name in found if name != "t5"]
     wanted = [part for name, part in TOKENIZERS.items() if name in found]
     tokenizer_folder = None if tokenizers is None else find_tokenizers(tokenizers, wanted)
@@ -91,7 +91,7 @@ def import_checkpoint(
         for part, content in convert_parts(checkpoint, report, heads, vocoder_rates):
             check_free(folder / part)
             staged.save(part, content)
-            report.written[part] = describe(content)
+            report.written[part] = class_and_size(content)
         if tokenizer_folder is not None:
             for part in wanted:
                 check_free(folder / part)
@@ -99,7 +99,7 @@ def import_checkpoint(
                 report.written[part] = f"from {tokenizers}"
         report.unmatched, report.ignored = checkpoint.unmatched(), checkpoint.ignored
         install(staged.path, folder, report)
-    expected = classes_of(folder)
+    expected = ModelFolder(folder).expected_parts()
     report.missing = [part for part in expected if "unet" in report.written and not (folder / part).is_dir()]
     return report
 
@@ -126,7 +126,7 @@ def convert_parts(
         yield "vocoder", network
     if has["unet"]:
         unet = checkpoint.convert("unet", lambda w: build_unet(w, heads, CLIP_FRAMES // downsampling))
-        report.film = unet.config.film_dim is not None
+        report.film = unet.config.film is not None
         report.kind = kind_of(unet.config, has)
         report.notes += unet_notes(checkpoint, unet.config, heads)
         yield "unet", unet
@@ -215,20 +215,20 @@ def scheduler_of(checkpoint: Checkpoint) -> Any:
         raise UserError(f"{checkpoint.path}: betas are no schedule, their shape is {list(betas.shape)}")
     if betas is not None:
         config = DiffusionConfig(len(betas), float(betas[0]), float(betas[-1]))
-        shares = torch.cumprod(1 - betas.double(), dim=0).float()
-        if not torch.allclose(shares, signal_shares(config), atol=1e-5):
+        stored = torch.cumprod(1 - betas.double(), dim=0).float()
+        if not torch.allclose(stored, alphas_cumprod(config), atol=1e-5):
             raise UserError(f"{checkpoint.path}: betas are no scaled-linear schedule; no other is known here")
     return build_scheduler(config)
 
 
 def kind_of(config: Any, has: dict[str, bool]) -> str:
-    if config.film_dim is not None:
-        return "AudioLDM 1" if config.cross_attention_dim == [None] else "AudioLDM 2 conditioned on CLAP alone"
+    if config.film is not None:
+        return "AudioLDM 1" if not config.conditions else "AudioLDM 2 conditioned on CLAP alone"
     if has["phonemes"]:
         return "AudioLDM 2 for speech"
     if not has["gpt2"]:
         return "AudioLDM without GPT-2"
-    return "AudioLDM 2 large" if len(config.cross_attention_dim) == 4 else "AudioLDM 2"
+    return "AudioLDM 2 large" if len(config.transformers) == 4 else "AudioLDM 2"
 
 
 def unet_notes(checkpoint: Checkpoint, config: Any, heads: Heads) -> list[str]:
@@ -265,11 +265,11 @@ def install(staged: Path, folder: Path, report: ImportReport) -> None:
         (staged / part).rename(folder / part)
     ModelFolder(folder).write_index()
     named = json.loads(path.read_text())
-    kept = {part: cls for part, cls in before.items() if not part.startswith("_") and part not in report.written}
-    path.write_text(json.dumps(named | kept, indent=2) + "\n")
+    former = {part: cls for part, cls in before.items() if not part.startswith("_") and part not in report.written}
+    path.write_text(json.dumps(named | former, indent=2) + "\n")
 
 
-def describe(content: Any) -> str:
+def class_and_size(content: Any) -> str:
     """A network's class and size."""
     if not isinstance(content, torch.nn.Module):
         return type(content).__name__

@@ -1,11 +1,9 @@
-"""What says LOA: the authors' `Sequence2AudioMAE` => GPT-2 and diffusers' `AudioLDM2ProjectionModel`."""
-
-import re
+"""What generates LOA: the authors' `Sequence2AudioMAE` => GPT-2 and diffusers' `AudioLDM2ProjectionModel`."""
 
 from diffusers import AudioLDM2ProjectionModel  # pyright: ignore[reportPrivateImportUsage]
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from audioldm2_pl.hub.original.checkpoint import Moves, Weights, count
+from audioldm2_pl.hub.original.checkpoint import Moves, Weights, count, renamed
 
 HEAD_CHANNELS = 64  # of one head of GPT-2
 
@@ -13,9 +11,14 @@ POSITIONS = "learnable_positional_embedding"  # of phonemes, (1, D, L)
 # Tables of sequence marks, one row a condition. The authors' have 32 rows, two of which are used.
 MARKS = {"start_of_sequence_tokens.weight": "sos_embed", "end_of_sequence_tokens.weight": "eos_embed"}
 
+PROJECTION = (
+    (r"^input_sequence_embed_linear\.0\.", "projection."),
+    (r"^input_sequence_embed_linear\.1\.", "projection_1."),
+)
+
 
 def build_gpt2(weights: Weights, num_loa_vectors: int) -> tuple[GPT2LMHeadModel, Moves]:
-    """GPT-2 with the authors' vocabulary. The causal masks that old versions of transformers stored have no place."""
+    """GPT-2 with the authors' vocabulary. The causal masks that old versions of transformers stored are dropped."""
     vocabulary, width = weights["model.wte.weight"].shape
     gpt2 = GPT2LMHeadModel(
         GPT2Config(
@@ -29,8 +32,7 @@ def build_gpt2(weights: Weights, num_loa_vectors: int) -> tuple[GPT2LMHeadModel,
         )
     )
     gpt2.config.max_new_tokens = num_loa_vectors  # where the hub's pipeline looks for the length of LOA
-    moves = ((key, re.sub(r"^model\.", "transformer.", key), tensor) for key, tensor in weights.items())
-    return gpt2, moves
+    return gpt2, renamed(weights, [(r"^model\.", "transformer.")])
 
 
 def build_projection(weights: Weights) -> tuple[AudioLDM2ProjectionModel, Moves]:
@@ -49,13 +51,11 @@ def build_projection(weights: Weights) -> tuple[AudioLDM2ProjectionModel, Moves]
     )
 
     def moves() -> Moves:
-        for key, tensor in weights.items():
+        for key, name, tensor in renamed(weights, PROJECTION):
             if key in MARKS:
                 for i, suffix in enumerate(("", "_1")):
                     yield key, MARKS[key] + suffix, tensor[i]
-            elif found := re.fullmatch(r"input_sequence_embed_linear\.([01])\.(\w+)", key):
-                yield key, f"projection{'_1' if found[1] == '1' else ''}.{found[2]}", tensor
-            elif key == POSITIONS:
-                yield key, key, tensor
+            else:
+                yield key, name, tensor
 
     return projection, moves()

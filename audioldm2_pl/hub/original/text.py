@@ -1,27 +1,21 @@
 """Text encoders: FLAN-T5, and for speech the authors' `PhonemeEncoder` => the text encoder of `VitsModel`."""
 
-import re
-
-from torch import Tensor
 from transformers import T5Config, T5EncoderModel, VitsModel
 
 from audioldm2_pl.conditioners.phonemes import PhonemeConfig, build_vits
-from audioldm2_pl.hub.original.checkpoint import Moves, Weights, count
+from audioldm2_pl.hub.original.checkpoint import Moves, Weights, count, renamed
 
-LAYERS = {
-    "attn_layers": "attention",
-    "norm_layers_1": "layer_norm",
-    "ffn_layers": "feed_forward",
-    "norm_layers_2": "final_layer_norm",
-}
-LEAVES = {
-    "conv_q": "q_proj",
-    "conv_k": "k_proj",
-    "conv_v": "v_proj",
-    "conv_o": "out_proj",
-    "gamma": "weight",
-    "beta": "bias",
-}
+RENAMED = (
+    (r"^text_encoder\.emb\.", "text_encoder.embed_tokens."),
+    (r"\.attn_layers\.(\d+)\.", r".layers.\1.attention."),
+    (r"\.norm_layers_1\.(\d+)\.", r".layers.\1.layer_norm."),
+    (r"\.ffn_layers\.(\d+)\.", r".layers.\1.feed_forward."),
+    (r"\.norm_layers_2\.(\d+)\.", r".layers.\1.final_layer_norm."),
+    (r"\.conv_([qkv])\.", r".\1_proj."),
+    (r"\.conv_o\.", ".out_proj."),
+    (r"\.gamma$", ".weight"),
+    (r"\.beta$", ".bias"),
+)
 
 
 def build_t5(weights: Weights) -> tuple[T5EncoderModel, Moves]:
@@ -41,21 +35,7 @@ def build_t5(weights: Weights) -> tuple[T5EncoderModel, Moves]:
         relative_attention_num_buckets=buckets,
         feed_forward_proj="gated-gelu" if gated else "relu",
     )
-    return T5EncoderModel(config), ((key, key, tensor) for key, tensor in weights.items())
-
-
-def rename_phonemes(key: str) -> str:
-    """`text_encoder.encoder.attn_layers.0.conv_q.weight` => `text_encoder.encoder.layers.0.attention.q_proj.weight`."""
-    key = key.replace("text_encoder.emb.", "text_encoder.embed_tokens.")
-    if found := re.fullmatch(r"text_encoder\.encoder\.(\w+)\.(\d+)\.(.+)", key):
-        leaves = ".".join(LEAVES.get(leaf, leaf) for leaf in found[3].split("."))
-        return f"text_encoder.encoder.layers.{found[2]}.{LAYERS.get(found[1], found[1])}.{leaves}"
-    return key
-
-
-def as_linear(key: str, tensor: Tensor) -> Tensor:
-    """The 1×1 convolutions of attention are linear layers in transformers."""
-    return tensor.squeeze(2) if re.search(r"\.conv_[qkvo]\.weight$", key) else tensor
+    return T5EncoderModel(config), renamed(weights, ())
 
 
 def build_phonemes(weights: Weights) -> tuple[VitsModel, Moves]:
@@ -70,8 +50,7 @@ def build_phonemes(weights: Weights) -> tuple[VitsModel, Moves]:
         ffn_dim=convolution[0],
         kernel_size=convolution[2],
     )
-    moves = ((key, rename_phonemes(key), as_linear(key, tensor)) for key, tensor in weights.items())
-    return build_vits(config), moves
+    return build_vits(config), renamed(weights, RENAMED)
 
 
 def is_used_phoneme(name: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from audioldm2_pl.hub.original.checkpoint import Moves, Weights, count
 from audioldm2_pl.models.unet import TUNet, TUNetConfig
+from audioldm2_pl.models.unet_hub import POSITIONAL, SELF, positional_layout
 
 HEAD_CHANNELS = 32  # of one head in the authors' code, its num_head_channels
 HUB_HEADS = 8  # at every level, as the published folders' config.json says
@@ -33,8 +34,10 @@ RESNET = {
 ATTENDED = "transformer_blocks.{}.attn2.to_k.weight"
 
 
-def unet_config(weights: Weights, heads: Literal["official", "hub"], sample_size: int = 256) -> TUNetConfig:
-    """The sizes, read off the shapes. `sample_size`, the latent frames of a clip, is in no shape."""
+def unet_config(
+    weights: Weights, heads: Literal["official", "hub"], sample_size: int = 256
+) -> tuple[TUNetConfig, dict[str, int]]:
+    """The sizes and the conditions' widths, read off the shapes; `sample_size`, the latent's frames, is in no shape."""
     num_blocks = count(weights, r"input_blocks\.(\d+)\.")
     # L ResNets and a downsampling
     period = next((i for i in range(num_blocks) if f"input_blocks.{i}.0.op.weight" in weights), num_blocks)
@@ -46,12 +49,18 @@ def unet_config(weights: Weights, heads: Literal["official", "hub"], sample_size
     def context(position: int) -> int | None:
         """Channels that the transformer at a position reads; None where they are each level's own."""
         key = f".{position + 1}." + ATTENDED.format(0)
-        places = [(f"input_blocks.{firsts[level]}", level) for level in attended] + [("middle_block", -1)]
-        dims = {(weights[place + key].shape[1], widths[level]) for place, level in places}
+        blocks = [(f"input_blocks.{firsts[level]}", level) for level in attended] + [("middle_block", -1)]
+        dims = {(weights[block + key].shape[1], widths[level]) for block, level in blocks}
         return None if all(dim == width for dim, width in dims) else next(iter(dims))[0]
 
     film = weights.get("film_emb.weight")
-    return TUNetConfig(
+    entries = [context(position) for position in range(num_transformers)]
+    layout = positional_layout(entries)
+    conditions = [name for name in POSITIONAL if name in layout]
+    condition_widths = {name: dim for name, dim in zip(layout, entries) if dim is not None}
+    if film is not None:
+        condition_widths["clap"] = film.shape[1]
+    config = TUNetConfig(
         sample_size=sample_size,
         in_channels=weights["input_blocks.0.0.weight"].shape[1],
         out_channels=weights["out.2.weight"].shape[0],
@@ -60,9 +69,11 @@ def unet_config(weights: Weights, heads: Literal["official", "hub"], sample_size
         num_heads=[max(1, width // HEAD_CHANNELS) if heads == "official" else HUB_HEADS for width in widths],
         layers_per_block=period - 1,
         transformer_layers_per_block=count(weights, r"middle_block\.1\.transformer_blocks\.(\d+)\."),
-        cross_attention_dim=[context(position) for position in range(num_transformers)],
-        film_dim=None if film is None else film.shape[1],
+        conditions=conditions,
+        layout=None if layout == [SELF, *conditions] else layout,
+        film=None if film is None else "clap",
     )
+    return config, condition_widths
 
 
 def rename(key: str, config: TUNetConfig) -> str | None:
@@ -70,7 +81,7 @@ def rename(key: str, config: TUNetConfig) -> str | None:
     stem, _, leaf = key.rpartition(".")
     if stem in ENDS:
         return f"{ENDS[stem]}.{leaf}"
-    num_layers, num_transformers = config.layers_per_block, len(config.cross_attention_dim)
+    num_layers, num_transformers = config.layers_per_block, len(config.transformers)
     if found := re.match(r"middle_block\.(\d+)\.(.+)", key):
         item, rest, block, layer = int(found[1]), found[2], "mid_block", 0
         if item == num_transformers + 1:
@@ -92,5 +103,7 @@ def rename(key: str, config: TUNetConfig) -> str | None:
 
 
 def build_unet(weights: Weights, heads: Literal["official", "hub"], sample_size: int = 256) -> tuple[TUNet, Moves]:
-    config = unet_config(weights, heads, sample_size)
-    return TUNet(config), ((key, name, weights[key]) for key in weights if (name := rename(key, config)))
+    config, condition_widths = unet_config(weights, heads, sample_size)
+    return TUNet(config, condition_widths), (
+        (key, name, weights[key]) for key in weights if (name := rename(key, config))
+    )

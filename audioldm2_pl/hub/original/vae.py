@@ -1,15 +1,22 @@
 """The VAE: Encoder and Decoder of the authors' modules/diffusionmodules/model.py => `diffusers.AutoencoderKL`."""
 
-import re
-
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from torch import Tensor
 
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.hub.original.checkpoint import Moves, Weights, count
+from audioldm2_pl.hub.original.checkpoint import Moves, Weights, count, renamed
 from audioldm2_pl.models.vae import VAEConfig, build_vae
 
-ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+RENAMED = (
+    (r"\.norm_out\.", ".conv_norm_out."),
+    (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
+    (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
+    (r"\.mid\.attn_1\.norm\.", ".mid_block.attentions.0.group_norm."),
+    (r"\.mid\.attn_1\.([qkv])\.", r".mid_block.attentions.0.to_\1."),
+    (r"\.mid\.attn_1\.proj_out\.", ".mid_block.attentions.0.to_out.0."),
+    (r"\.(down|up)\.(\d+)\.block\.", r".\1_blocks.\2.resnets."),
+    (r"\.(down|up)\.(\d+)\.(down|up)sample\.", r".\1_blocks.\2.\3samplers.0."),
+    (r"\.nin_", ".conv_"),
+)
 
 
 def vae_config(weights: Weights, scaling_factor: float) -> VAEConfig:
@@ -30,33 +37,9 @@ def vae_config(weights: Weights, scaling_factor: float) -> VAEConfig:
     )
 
 
-def rename(key: str, num_levels: int) -> str | None:
-    if re.fullmatch(r"(post_)?quant_conv\.\w+|(en|de)coder\.conv_(in|out)\.\w+", key):
-        return key
-    if found := re.fullmatch(r"(encoder|decoder)\.norm_out\.(\w+)", key):
-        return f"{found[1]}.conv_norm_out.{found[2]}"
-    if found := re.fullmatch(r"(encoder|decoder)\.mid\.block_(\d)\.(.+)", key):
-        return f"{found[1]}.mid_block.resnets.{int(found[2]) - 1}.{found[3].replace('nin_', 'conv_')}"
-    if found := re.fullmatch(r"(encoder|decoder)\.mid\.attn_1\.(\w+)\.(\w+)", key):
-        return f"{found[1]}.mid_block.attentions.0.{ATTENTION.get(found[2])}.{found[3]}"
-    if found := re.fullmatch(r"(encoder\.down|decoder\.up)\.(\d+)\.(\w+)\.(.+)", key):
-        # the original numbers the way up from the full resolution, diffusers from the lowest
-        level = int(found[2]) if found[1] == "encoder.down" else num_levels - 1 - int(found[2])
-        block = f"{found[1]}_blocks.{level}"
-        if found[3] == "block":
-            return f"{block}.resnets.{found[4].replace('nin_', 'conv_')}"
-        if found[3] in ("downsample", "upsample"):
-            return f"{block}.{found[3]}rs.0.{found[4]}"
-    return None
-
-
-def flat(key: str, tensor: Tensor) -> Tensor:
-    """The 1×1 convolutions of attention are linear layers in diffusers."""
-    return tensor.flatten(1) if ".mid.attn_1." in key and tensor.ndim == 4 else tensor
-
-
 def build_converted_vae(weights: Weights, scaling_factor: float) -> tuple[AutoencoderKL, Moves]:
     config = vae_config(weights, scaling_factor)
-    num_levels = len(config.block_out_channels)
-    moves = ((key, name, flat(key, weights[key])) for key in weights if (name := rename(key, num_levels)))
-    return build_vae(config), moves
+    top = len(config.block_out_channels) - 1
+    # the original numbers the way up from the full resolution, diffusers from the lowest
+    from_lowest = (r"^decoder\.up\.(\d+)\.", lambda found: f"decoder.up.{top - int(found[1])}.")
+    return build_vae(config), renamed(weights, (from_lowest, *RENAMED))

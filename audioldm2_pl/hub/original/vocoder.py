@@ -23,7 +23,7 @@ WEIGHT_NORM = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "
 
 
 def without_weight_norm(weights: Weights) -> list[tuple[list[str], str, Tensor]]:
-    """(original names, plain name, tensor): magnitude and direction multiplied out."""
+    """(original names, plain name, tensor): magnitude (C, 1, 1) and direction (C, D, K) multiplied out."""
     plain = []
     for key, tensor in weights.items():
         for magnitude, direction in WEIGHT_NORM:

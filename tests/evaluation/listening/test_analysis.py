@@ -12,10 +12,10 @@ from evaluation.listening.analysis import (
     NOT_FINISHED,
     ScreeningRules,
     analyse,
-    interval,
+    mean_with_interval,
+    payment_decisions,
+    results_table,
     screen,
-    table,
-    verdicts,
 )
 from evaluation.listening.batches import ListeningTest, plan_batches
 from evaluation.listening.store import Answer, Answers, Rater
@@ -51,7 +51,7 @@ def simulate(test: ListeningTest, num_raters: int, seed: int, means: dict[str, f
 
 def test_interval_of_independent_values_is_students():
     values = [3.0, 4.0, 5.0, 2.0, 4.0]
-    found = interval(values, [(f"r{i}", f"c{i}") for i in range(5)])
+    found = mean_with_interval(values, [(f"r{i}", f"c{i}") for i in range(5)])
     half = student.ppf(0.975, 4) * np.std(values, ddof=1) / math.sqrt(5)
     assert (found.mean, found.low, found.high) == pytest.approx((3.6, 3.6 - half, 3.6 + half))
     assert (found.num_ratings, found.num_raters, found.num_clips) == (5, 5, 5)
@@ -61,14 +61,14 @@ def test_interval_of_raters_who_agree_with_themselves_is_that_of_the_raters():
     """Ten clips a rater add nothing where a rater gives all clips the same."""
     severities = [1.0, 3.0, 4.0, 4.0]
     pairs = [(f"r{r}", f"c{c}") for r in range(4) for c in range(10)]
-    found = interval([severities[r] for r in range(4) for _ in range(10)], pairs)
+    found = mean_with_interval([severities[r] for r in range(4) for _ in range(10)], pairs)
     half = student.ppf(0.975, 3) * np.std(severities, ddof=1) / 2
     assert found.high - found.mean == pytest.approx(half)
 
 
 def test_one_rater_or_one_clip_has_no_interval():
     for pairs in ([("r", "a"), ("r", "b")], [("a", "c"), ("b", "c")]):
-        found = interval([2, 4], pairs)
+        found = mean_with_interval([2, 4], pairs)
         assert found.mean == 3 and found.low is None and found.high is None
 
 
@@ -129,7 +129,7 @@ def test_careless_raters_are_found_and_the_means_hold_without_them():
     lenient = analyse(test, answers, {}, ScreeningRules(max_failed_checks=99, min_anchor_gap=-9))
     assert lenient["raters"]["counted"] == 21
     assert lenient["questions"]["OVL"]["systems"]["poor"]["mean"] > 0.2 + MEANS["poor"]
-    unpaid = {rater for (_, rater), reason in verdicts(test, answers).items() if reason}
+    unpaid = {rater for (_, rater), reason in payment_decisions(test, answers).items() if reason}
     assert unpaid == {f"x{i}" for i in range(6)}  # who rates all alike is paid
 
 
@@ -184,5 +184,5 @@ def test_unfinished_batches_do_not_count_and_few_raters_are_told(answers):
     systems = results["questions"]["REL"]["systems"]
     assert {name: found["mean"] for name, found in systems.items()} == {"real": 4, "muddy": 1, "thin": 3, "low-pass": 1}
     assert results["questions"]["OVL"]["differences"]["real - thin"]["mean"] == 1
-    text = table(results)
+    text = results_table(results)
     assert "muddy" in text and f"1 × {FAILED_CHECKS}" in text and "fewer than 10 raters" in text

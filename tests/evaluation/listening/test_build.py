@@ -10,7 +10,7 @@ from listening_material import RATE, TEXTS
 
 from audioldm2_pl.errors import UserError
 from evaluation.__main__ import main
-from evaluation.folders import audio_files, read_audio
+from evaluation.folders import clip_files, read_audio
 from evaluation.listening.batches import LOW_PASS, REAL
 from evaluation.listening.build import BuildOptions, build_test
 from evaluation.listening.questions import CHECK
@@ -30,7 +30,7 @@ def decode(address: str) -> np.ndarray:
 
 def test_pages_hold_the_very_clips_and_name_no_system(build, material, tmp_path):
     test = build()
-    sounds = {system: audio_files(material / system) for system in ("real", "muddy", "thin")}
+    sounds = {system: clip_files(material / system) for system in ("real", "muddy", "thin")}
     for batch in test.batches:
         page = (tmp_path / "test" / "pages" / f"{batch.name}.html").read_text()
         content = content_of(page)

@@ -6,7 +6,7 @@ from listening_material import careless, rate_batch, ratings_of_batch
 
 from audioldm2_pl.errors import UserError
 from evaluation.__main__ import main
-from evaluation.listening.analysis import verdicts
+from evaluation.listening.analysis import payment_decisions
 from evaluation.listening.exchange import (
     approval_rate,
     export_mturk,
@@ -144,7 +144,7 @@ def test_mturk_review_pays_all_but_the_careless(answers, mturk, tmp_path):
         mturk_row(answers, "W4", first, AssignmentStatus="Submitted"),
     )
     import_mturk(answers, path)
-    decided = verdicts(answers.test, answers.answers())
+    decided = payment_decisions(answers.test, answers.answers())
     assert set(decided) == {("batch-001", worker) for worker in ("W1", "W2", "W3", "W4")}
     del decided["batch-001", "W4"]  # as a worker whose answers never came
     assert review_mturk(path, decided, tmp_path / "reviewed.csv") == (1, 1)
@@ -179,7 +179,7 @@ def test_prolific_submissions_are_read_and_reviewed(answers, tmp_path, capsys):
     assert answers.raters()["p3"].approvals is None
     rate_batch(answers, "p1", second, careless)  # one good batch is enough
     output = tmp_path / "review.csv"
-    assert review_prolific(path, verdicts(answers.test, answers.answers()), output) == (1, 1)
+    assert review_prolific(path, payment_decisions(answers.test, answers.answers()), output) == (1, 1)
     decisions = [(row["Participant id"], row["Decision"]) for _, row in read_csv(output, ["Reason"])]
     assert decisions == [("p1", "APPROVE"), ("p2", "REJECT"), ("p3", "LOOK")]
     rows[1]["Total approvals"] = "many"

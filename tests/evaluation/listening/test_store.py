@@ -123,8 +123,8 @@ def test_raters_are_sent_where_they_are_missing(answers):
 
 def test_answers_outlive_the_process_and_belong_to_their_test(answers, build, tmp_path):
     rate_batch(answers, "ann", answers.test.batches[1])
-    answers.keep_rater(Rater("ann", "prolific", "ACTIVE", None, 3))
-    answers.keep_rater(Rater("ann", "prolific", "APPROVED", None, 4))
+    answers.save_rater(Rater("ann", "prolific", "ACTIVE", None, 3))
+    answers.save_rater(Rater("ann", "prolific", "APPROVED", None, 4))
     kept, path = answers.answers(), tmp_path / "test" / "answers.sqlite"
     expected = {item.name: item for item in answers.test.batches[1].items}
     assert all(answer.rating == honest(expected[answer.item], answer.question) for answer in kept)

@@ -1,0 +1,126 @@
+"""What is asked for (Generation) and how it is sampled (Sampling): the one schema of the command line, Python, training
+and experiments.
+
+A field's metadata holds its help, its unit, its range (`bounds`) and other names that it goes by (`aliases`). This
+module imports no torch, so that `audioldm2 --help` starts at once.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from numbers import Integral
+from typing import Any, Literal
+
+from audioldm2_pl.errors import UserError
+from audioldm2_pl.fields import bounded, check_fields, nearest
+
+Sampler = Literal["ddim", "ddpm", "dpm-solver++", "unipc", "euler", "heun", "pndm"]
+Unconditional = Literal["zero", "gpt2"]
+
+
+@dataclass
+class Sampling:
+    """How latents are sampled. A model folder holds it as generation_config.json; the defaults are the authors'."""
+
+    sampler: Sampler | None = bounded("ddim", help="diffusion sampler; null is the scheduler of the model folder")
+    num_steps: int = bounded(200, ge=1, le=100_000, aliases=("steps",), unit="steps", help="sampling steps")
+    guidance_scale: float = bounded(3.5, ge=0, le=100, help="classifier-free guidance; 1 is no guidance")
+    eta: float = bounded(1.0, ge=0, le=1, help="noise added back by DDIM: 1 in the authors' code, 0 in diffusers")
+    unconditional: Unconditional = bounded(
+        "zero", help="guidance is against zero LOA (the authors), or GPT-2's LOA for the negative prompt (diffusers)"
+    )
+    candidates: int = bounded(
+        1, ge=1, le=1_000, unit="clips", help="clips per prompt, of which CLAP picks the nearest; the authors sample 3"
+    )
+
+
+@dataclass
+class Generation:
+    """What one clip is to be."""
+
+    prompt: str = bounded(MISSING, help="what to generate")
+    negative_prompt: str = bounded("", help="what guidance moves away from")
+    transcript: str | None = bounded(
+        None, aliases=("transcripts",), help="what a speech model speaks; the prompt then describes the voice"
+    )
+    seconds: float | None = bounded(
+        None, gt=0, le=600, unit="seconds", help="length of the clip; left out, the model's own"
+    )
+    seed: int = bounded(0, ge=0, lt=2**63, help="random seed of the first clip; the next ones count up")
+
+
+def by_name(values: Mapping[str, Any], *schemas: type) -> list[dict[str, Any]]:
+    """Values under the fields' names or aliases => those of each dataclass. Raises UserError for an unknown name."""
+    names = [{n: f.name for f in fields(s) for n in (f.name, *f.metadata["aliases"])} for s in schemas]
+    known = {name: name for names_of_one in names for name in names_of_one.values()}
+    for name in values:
+        if not any(name in names_of_one for names_of_one in names):
+            raise UserError(f"{name}: no such setting; {nearest(name, list(known))}")
+    return [{own[name]: value for name, value in values.items() if name in own} for own in names]
+
+
+def requests_of(
+    requests: str | Generation | Sequence[str | Generation], values: Mapping[str, Any], empty_prompts: bool = False
+) -> list[Generation]:
+    """Prompts or Generations, with the fields of `values` set on all => one checked Generation a clip.
+
+    A value is one for all clips, or a list with one for each; one `seed` counts up from clip to clip, and so does the
+    seed 0 of plain prompts. Raises UserError for a value out of its range, and for an empty prompt unless
+    `empty_prompts`.
+    """
+    given = [requests] if isinstance(requests, str | Generation) else list(requests)
+    if not given:
+        raise UserError('no prompt; give one or more, for example "a bell rings"')
+    columns = {name: column(name, value, len(given)) for name, value in values.items()}
+    clips = []
+    for i, request in enumerate(given):
+        clip = request if isinstance(request, Generation) else Generation(request, seed=i)
+        clips.append(replace(clip, **{name: values[i] for name, values in columns.items()}))
+        check_request(clips[-1], i + 1, empty_prompts)
+    return clips
+
+
+def column(name: str, value: Any, num_clips: int) -> list[Any]:
+    """A field's value for each clip."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        counts_up = name == "seed" and isinstance(value, Integral)
+        return [int(value) + i if counts_up else value for i in range(num_clips)]
+    values = [int(v) if isinstance(v, Integral) else v for v in value]
+    if len(values) != num_clips:
+        raise UserError(f"{name}: {len(values)} for {num_clips} prompts; give one for all, or one for each")
+    return values
+
+
+def check_request(request: Generation, number: int, empty_prompts: bool = False) -> None:
+    """UserError where a request's fields are out of their ranges or no text; `number` counts the prompts from 1."""
+    for text in (request.prompt, request.negative_prompt, request.transcript or ""):
+        if not isinstance(text, str) or any("\ud800" <= c <= "\udfff" for c in text):
+            raise UserError(f"prompt {number} is no text: {text!r}")
+    if not request.prompt.strip() and not empty_prompts:
+        raise UserError(f"prompt {number} is empty; write what you want to hear")
+    check_fields(request)
+
+
+def check_transcripts(requests: Sequence[Generation], is_speech: bool) -> None:
+    """UserError where a speech model is given no transcript, or another model is given one."""
+    for request in requests:
+        if is_speech and not (request.transcript or "").strip():
+            raise UserError("this is a speech model; give each prompt a transcript (--transcript), the text to speak")
+        if not is_speech and request.transcript is not None:
+            raise UserError("this is no speech model; leave the transcript out, or open a speech model")
+
+
+def check_sampling(sampling: Sampling, num_timesteps: int) -> None:
+    """UserError for a value out of its range, or more steps than the training's `num_timesteps`."""
+    check_fields(sampling)
+    if sampling.num_steps > num_timesteps:
+        raise UserError(
+            f"num_steps={sampling.num_steps} has to be from 1 to {num_timesteps}, the timesteps of training"
+        )
+
+
+def texts_of(requests: Sequence[Generation]) -> dict[str, list[str]]:
+    """All texts of requests under the keys that conditioners read: "text" and "transcript"."""
+    return {
+        "text": [text for request in requests for text in (request.prompt, request.negative_prompt)],
+        "transcript": [request.transcript or "" for request in requests],
+    }

@@ -1,0 +1,1 @@
+"""Clips in tar shards: their order, how they are read, and the LightningDataModule over them."""

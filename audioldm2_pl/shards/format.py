@@ -1,0 +1,221 @@
+"""The shard format, read from anybody's files: the index, the members of a tar, and what a member holds.
+
+A split is a folder of uncompressed tars and an index.json:
+
+    {"format": 1, "sample_rate": 16000, "num_clips": N, "seconds": S, "longest_seconds": l,
+     "shards": [{"name": "000000.tar", "num_clips": n, "seconds": s, "sha256": "..."}]}
+
+A clip is two members, `<key>.flac` (16-bit mono) and `<key>.json` with "text" or "captions" (a list), and, where
+known, "transcript", "labels", "source", "licence", "start", "duration". Of other writers' shards wav, mp3, ogg and
+opus, txt for the caption, lists under "text" and folders in names are read, too: keys and suffixes are webdataset's.
+
+Nothing is trusted. A tar's damaged headers are stepped over, other members are not looked at, nothing is unpickled.
+Damage within a FLAC shows in the checksums of its frames; a changed letter inside a caption shows only in the shard's
+sha256, which `python -m data.verify` compares.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import posixpath
+import re
+import tarfile
+import warnings
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import soundfile
+
+from audioldm2_pl.audio import choose_channel
+from audioldm2_pl.errors import UserError
+
+SHARD_FORMAT = 1  # of index.json
+SOUNDS = {  # suffix -> libsndfile's names of what it may hold; of several members the first here is read
+    "flac": ("FLAC",),
+    "wav": ("WAV", "WAVEX"),
+    "mp3": ("MP3",),
+    "ogg": ("OGG",),
+    "opus": ("OGG",),
+}
+MEMBERS = (*SOUNDS, "json", "txt")  # and <name>.npy
+OWN_FIELDS = ("waveform", "sample_rate", "features", "key", "id")  # set by the reader, never by a clip's JSON
+TEXT_FIELDS = ("text", "captions", "transcript")  # no array of these names is read
+CAPTION_LIKE = re.compile("caption|text|descri|prompt|sentence", re.IGNORECASE)
+MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
+MAX_SAMPLES = 2**29  # of a clip's channels together: 3 h at 48 kHz, 2 GiB
+MAX_CLIPS = 10_000_000  # of a shard
+BLOCK = tarfile.BLOCKSIZE  # bytes that a tar counts in
+REFUSED = ("pickle", "pkl", "pyd", "pt", "pth")  # members that run code when they are loaded
+TWICE = (0, -1)  # for a member whose name comes several times in the tar
+
+Members = dict[str, tuple[int, int]]  # suffix -> (offset, size) in the tar
+
+
+class BadClip(Exception):
+    """A clip that cannot be used. `reason` is a phrase to count by, details in brackets behind it."""
+
+    def __init__(self, key: str | None, reason: str):
+        super().__init__(f"clip {key or 'without a name'} cannot be read: {reason}")
+        self.key = key
+        self.reason = reason
+
+
+def check_index(index: dict[str, Any]) -> None:
+    """ValueError, or what a foreign type raises, where an index cannot be one."""
+    for shard in index["shards"]:
+        if not re.fullmatch(r"\w[\w.-]*", shard["name"]):
+            raise ValueError(f"shard {shard['name']!r} is no file of this folder")
+        if type(shard["num_clips"]) is not int or not 0 <= shard["num_clips"] <= MAX_CLIPS:
+            raise ValueError(f"{shard['name']} of {shard['num_clips']} clips, which is no number up to {MAX_CLIPS:,}")
+    if (rate := index.get("sample_rate")) is not None and not MIN_RATE <= rate <= MAX_RATE:
+        raise ValueError(f"sample_rate {rate} is not from {MIN_RATE} to {MAX_RATE} Hz")
+    for entry in (index, *index["shards"]):
+        for name in ("seconds", "longest_seconds"):
+            if not entry.get(name, 0) >= 0:
+                raise ValueError(f"{name} {entry[name]}")
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """A member's key and suffix, which begins at the first dot of the file's own name: "./v1.0/a.FLAC" => "v1.0/a",
+    "flac". The key is empty for hidden files. No key leads out of a folder that it is written to."""
+    folder, base = posixpath.split(posixpath.normpath(f"/{name.lstrip('/')}"))
+    stem, _, suffix = base.partition(".")
+    return posixpath.join(folder, stem).lstrip("/") if stem else "", suffix.lower()
+
+
+def read_members(file: BinaryIO, path: str) -> dict[str, Members]:
+    """Key -> its members with the suffixes of MEMBERS, and npy, of an open tar that errors call `path`.
+
+    What is no valid header is stepped over block by block. `tarfile` takes four times as long, and every worker reads
+    the headers of every shard. Raises UserError on a member that would have to be unpickled.
+    """
+    descriptor = file.fileno()
+    end = os.fstat(descriptor).st_size
+    clips: dict[str, Members] = {}
+    offset, long_name = 0, None
+    while offset + BLOCK <= end:
+        header = read_header(os.pread(descriptor, BLOCK, offset))
+        offset += BLOCK
+        if header is None:
+            long_name = None
+            continue
+        name, size, kind = header
+        if kind in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+            long_name = name_in(kind, os.pread(descriptor, min(size, 1 << 16), offset))
+        else:
+            key, suffix = split_name(long_name or name)
+            parts = suffix.split(".")
+            if any(part in REFUSED for part in parts):
+                raise UserError(
+                    f"{path}: carries {long_name or name}, which could run code when read; leave this shard out"
+                )
+            if key and kind in tarfile.REGULAR_TYPES and (suffix in MEMBERS or parts[-1] == "npy"):
+                members = clips.setdefault(key, {})
+                members[suffix] = TWICE if suffix in members else (offset, size)
+            long_name = None
+        offset += -(-size // BLOCK) * BLOCK
+    return clips
+
+
+def read_header(block: bytes) -> tuple[str, int, bytes] | None:
+    """Name, size and kind of the member whose ustar header this is; None if checksum or size say that it is none."""
+    try:
+        if sum(block) - sum(block[148:156]) + 8 * ord(" ") != int(block[148:156].rstrip(b" \0"), 8):
+            return None
+        # a size that octal digits cannot hold is a number of 11 bytes behind a set bit
+        size = int.from_bytes(block[125:136], "big") if block[124] & 0x80 else int(block[124:136].rstrip(b" \0"), 8)
+    except ValueError:
+        return None
+    if size < 0:
+        return None
+    names = [block[:100]] if block[257:263] != b"ustar\0" else [block[345:500], block[:100]]
+    name = b"/".join(part for part in (name.partition(b"\0")[0] for name in names) if part)
+    return name.decode("utf-8", "replace"), size, block[156:157]
+
+
+def name_in(kind: bytes, content: bytes) -> str | None:
+    """The name that a header of its own gives to the next member, where that is longer than 100 bytes."""
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        return content.rstrip(b"\0").decode("utf-8", "replace")
+    found = re.search(rb"\d+ path=([^\n]*)\n", content)
+    return found[1].decode("utf-8", "replace") if found else None
+
+
+def captions_of(fields: dict[str, Any]) -> list[str]:
+    """The captions that are not blank, "text" or a list; [""] without either field. ValueError where none is left."""
+    if "captions" not in fields and "text" not in fields:
+        return [""]
+    captions = fields.get("captions") or fields.get("text", "")
+    captions = captions if isinstance(captions, list) else [captions]
+    if not all(map(is_text, captions)):
+        raise ValueError("caption that is no text")
+    captions = [caption for caption in captions if any(c.isprintable() and not c.isspace() for c in caption)]
+    if not captions:
+        raise ValueError("empty caption")
+    return captions
+
+
+def is_text(value: Any) -> bool:
+    """Whether this is a string that can be written: JSON's may hold halves of characters."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
+def warn_unread_caption(folder: str | Path, fields: dict[str, Any]) -> None:
+    """Warns where a clip has no caption, but one under a name that is not read; Python shows it once for a folder."""
+    names = [name for name in fields if name not in TEXT_FIELDS and CAPTION_LIKE.search(name)]
+    if names and "captions" not in fields and "text" not in fields:
+        warnings.warn(
+            f"{folder}: clips have no caption, but {names[0]!r} in their JSON, which is not read; call it 'text'",
+            stacklevel=1,
+        )
+
+
+def decode(suffix: str, content: bytes, longest_seconds: float) -> dict[str, Any]:
+    """The fields that a member holds. Whatever a decoder raises means that the bytes are damaged."""
+    if suffix in SOUNDS:
+        return decode_sound(suffix, content, longest_seconds)
+    if suffix == "json":
+        return decode_json(content)
+    if suffix == "txt":
+        return {"txt": content.decode("utf-8").strip()}
+    name, array = suffix.rpartition(".")[0] or "npy", decode_array(content)
+    return {} if name in (*OWN_FIELDS, *TEXT_FIELDS) else {name: array}
+
+
+def decode_array(content: bytes) -> np.ndarray:
+    """An .npy file => its array (...). ValueError where it is not finite, or would have to be unpickled."""
+    array = np.load(io.BytesIO(content), allow_pickle=False)
+    if not np.isfinite(array).all():
+        raise ValueError("holds no finite numbers")
+    return array
+
+
+def decode_sound(suffix: str, content: bytes, longest_seconds: float) -> dict[str, Any]:
+    """{"waveform": float32 (T,), "sample_rate": Hz}"""
+    with soundfile.SoundFile(io.BytesIO(content)) as file:
+        if file.format not in SOUNDS[suffix]:
+            raise ValueError(f"holds {file.format}")
+        if not MIN_RATE <= file.samplerate <= MAX_RATE:
+            raise ValueError(f"a rate of {file.samplerate} Hz")
+        if file.frames * file.channels > MAX_SAMPLES:
+            raise ValueError(f"{file.frames} samples")
+        if file.frames > (longest_seconds + 0.001) * file.samplerate:  # the index rounds to milliseconds
+            raise ValueError(f"{file.frames / file.samplerate:.2f} s, longer than index.json says")
+        waveform = file.read(dtype="float32", always_2d=True)
+        if len(waveform) != file.frames:
+            raise ValueError(f"{len(waveform)} of {file.frames} samples")
+        return {"waveform": choose_channel(waveform), "sample_rate": file.samplerate}
+
+
+def decode_json(content: bytes) -> dict[str, Any]:
+    fields = json.loads(content)
+    if not isinstance(fields, dict):
+        raise ValueError("no fields of a clip")
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in OWN_FIELDS and (value is not None or name not in TEXT_FIELDS)
+    }

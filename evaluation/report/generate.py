@@ -1,0 +1,93 @@
+"""Every call of the model under test: how a test clip or its prompt becomes audio, LOA or a latent.
+
+real              the test clip itself
+reconstruction    its log-mel through VAE and vocoder: the ceiling of every generation
+loa_to_audio      T-UNet, VAE and vocoder, given AudioMAE's LOA of the clip: as if GPT-2 were perfect
+text_to_audio     the whole system, given the caption alone
+
+Shapes: B clips, T samples, L vectors of LOA, D width.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from audioldm2_pl.config import ExperimentConfig
+from audioldm2_pl.editing import Edit, continue_context
+from audioldm2_pl.errors import UserError
+from audioldm2_pl.models.vae import latent_of
+from audioldm2_pl.seeds import seed_of
+
+from ..clips import LabelledClip
+
+SYSTEM_NAMES = {
+    "real": "Reference",
+    "reconstruction": "VAE + vocoder",
+    "loa_to_audio": "From AudioMAE's LOA",
+    "text_to_audio": "From text",
+    "shuffled_captions": "From text, captions shuffled",
+}
+SYSTEMS = ("real", "reconstruction", "loa_to_audio", "text_to_audio")
+CONTEXT_SHARE = 0.25  # of a clip that a continuation is given: the paper's 2.5 of 10 seconds
+
+System = Callable[[Sequence[LabelledClip], Tensor], Tensor]  # clips, their waveforms (B, T) => waveforms (B, T)
+
+
+def load_pipeline(model_folder: Path, device: str) -> Any:
+    from audioldm2_pl.pipeline import AudioLDM2
+
+    return AudioLDM2.from_pretrained(model_folder, device=device)
+
+
+class Generator:
+    """A model with an experiment's sampling and seed. Every clip has a seed of its own: its audio does not depend on
+    which clips share its batch."""
+
+    def __init__(self, model: Any, experiment: ExperimentConfig):
+        self.model, self.seed, self.sampling = model, experiment.seed, experiment.sampling
+
+    def from_text(self, clips: Sequence[LabelledClip], **changes: Any) -> Tensor:
+        """Audio (B, T) for the clips' captions; `changes`: `loa` (B, L, D) in GPT-2's place, `edit`, or sampling."""
+        if self.model.is_speech:
+            changes["transcript"] = [clip.transcript for clip in clips]
+        seeds = [seed_of(self.seed, "report", clip.key) for clip in clips]
+        seconds = len(clips[0].waveform) / self.model.sample_rate
+        texts = [clip.text for clip in clips]
+        return self.model.generate(texts, sampling=self.sampling, seconds=seconds, seed=seeds, **changes)
+
+    def systems(self) -> dict[str, System]:
+        return {
+            "real": lambda clips, waveform: waveform,
+            "reconstruction": lambda clips, waveform: self.model.reconstruct(waveform),
+            "loa_to_audio": lambda clips, waveform: self.from_text(clips, loa=self.model.loa_of(waveform)),
+            "text_to_audio": lambda clips, waveform: self.from_text(clips),
+        }
+
+    def require_audiomae(self, figure: str) -> None:
+        """UserError where the model cannot read LOA off real clips."""
+        if self.model.audiomae is None:
+            raise UserError(f"the model has no audiomae/; the figure {figure} needs it")
+
+    @torch.inference_mode()
+    def loa_at(self, waveform: Tensor, pooling: int) -> Tensor:
+        """Waveforms (B, T) => LOA pooled by λ (B, L, D)"""
+        return self.model.audiomae.loa(self.model.fbank(waveform.to(self.model.device)), pooling)
+
+    @torch.inference_mode()
+    def latents(self, waveform: Tensor) -> dict[str, Tensor]:
+        """Waveforms (B, T) => space -> (B, D): AudioMAE's features over all patches, the VAE's latent over time"""
+        model, waveform = self.model, waveform.to(self.model.device)
+        unit = model.audio.hop_length * model.downsampling
+        log_mel = model.log_mel(F.pad(waveform, (0, -waveform.shape[1] % unit)))
+        return {
+            "AudioMAE": model.audiomae.features(model.fbank(waveform)).mean(dim=(1, 2)),
+            "VAE": latent_of(model.vae, log_mel, sample=False).mean(dim=2).flatten(1),
+        }
+
+    def context_of(self, waveform: Tensor) -> Edit:
+        """The first quarter of waveforms (B, T) as an Edit whose LOA GPT-2 continues."""
+        return continue_context(self.model, waveform[:, : round(CONTEXT_SHARE * waveform.shape[1])])

@@ -1,0 +1,93 @@
+"""What an Edit keeps of a source in `AudioLDM2.generate`, and the in-context continuation."""
+
+import pytest
+import torch
+
+from audioldm2_pl.editing import Edit, continue_context
+from audioldm2_pl.errors import UserError
+from audioldm2_pl.generation import Generation, Sampling
+from audioldm2_pl.models.vae import latent_of
+from audioldm2_pl.pipeline import AudioLDM2
+
+SAMPLING = Sampling(num_steps=4, eta=1.0)
+REQUESTS = [Generation("a bell", seed=3), Generation("rain", seed=4)]
+
+
+@pytest.fixture(scope="module")
+def model(smoke_run) -> AudioLDM2:
+    return AudioLDM2.from_pretrained(smoke_run.model_folder)
+
+
+@pytest.fixture(scope="module")
+def source(model) -> torch.Tensor:
+    """Latents of two clips of noise."""
+    waveform = torch.randn(2, 40_960, generator=torch.Generator().manual_seed(0)) * 0.1
+    return latent_of(model.vae, model.log_mel(waveform), sample=False)
+
+
+def test_a_kept_region_is_the_sources_and_the_other_is_new(model, source):
+    keep = torch.ones(1, 1, source.shape[2], 1)
+    keep[:, :, 8:16] = 0  # latent frames that are sampled anew
+    edited = model.generate_latent(REQUESTS, SAMPLING, Edit(source, keep))
+    assert torch.equal(edited[:, :, :8], source[:, :, :8]) and torch.equal(edited[:, :, 16:], source[:, :, 16:])
+    assert (edited - source)[:, :, 8:16].std() > 0.1
+    assert torch.equal(model.generate_latent(REQUESTS, SAMPLING, Edit(source, keep)), edited)
+    both = torch.cat([keep, 1 - keep])  # a mask a clip
+    swapped = model.generate_latent(REQUESTS, SAMPLING, Edit(source, both))
+    torch.testing.assert_close(swapped[0], edited[0])
+    assert torch.equal(swapped[1, :, 8:16], source[1, :, 8:16])
+
+
+def test_a_low_start_timestep_stays_near_the_source(model, source):
+    sampling = Sampling(num_steps=50, eta=0.0, guidance_scale=1.0)
+    near, far = (model.generate_latent(REQUESTS, sampling, Edit(source, start_timestep=t)) for t in (40, 700))
+    assert (near - source).std() < 0.5 * (far - source).std()
+
+
+def test_candidates_and_batches_have_their_own_rows_of_an_edit(model, source):
+    edit = Edit(source, torch.ones(source.shape[2], 1))
+    three = model.generate_latent(REQUESTS, Sampling(num_steps=1, candidates=3), edit)
+    assert torch.equal(three, source.repeat_interleave(3, dim=0))
+    one_for_all = Edit(source[:1], torch.ones(1))
+    many = model.generate_latent([Generation("rain")] * 2, Sampling(num_steps=1, candidates=9), one_for_all)
+    assert torch.equal(many, source[:1].expand(18, -1, -1, -1))
+
+
+def test_an_edit_gives_the_length(model, source):
+    edit = Edit(source[:1, :, :16], torch.ones(1))
+    assert model.generate("rain", num_steps=1, edit=edit).shape == (1, 16 * 1280)
+    assert model.generate("rain", num_steps=1, edit=edit, seconds=1.25).shape == (1, 20_000)
+    with pytest.raises(UserError, match="clip is 32 latent frames long, but the edit's source has 16"):
+        model.generate("rain", num_steps=1, edit=edit, seconds=2.5)
+
+
+def test_bad_edits_are_plain_errors(model, source):
+    for given in ({"keep": torch.ones(1)}, {"start_timestep": 5}):
+        with pytest.raises(UserError, match="needs the source's latent"):
+            Edit(**given)
+    with pytest.raises(UserError, match=r"edit\.latent: 2 for 3 prompts"):
+        model.generate(["a"] * 3, edit=Edit(source, start_timestep=500), num_steps=2)
+    loa = torch.zeros(1, 8, 32)
+    with pytest.raises(UserError, match="give one of them"):
+        model.generate("a", loa=loa, edit=Edit(loa_prefix=loa))
+
+
+def test_generation_reads_the_loa_prefix(model):
+    prefix = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(0))
+    conditions = model.encode_conditions([r.prompt for r in REQUESTS])
+    loa = model.generate_loa(conditions, prefix)
+    assert torch.equal(loa[:, :3], prefix.expand(2, -1, -1))
+    inputs = model.encode(REQUESTS, SAMPLING, Edit(loa_prefix=prefix))
+    assert torch.equal(inputs.conditions[0].embedding, loa)
+    edited = model.generate(REQUESTS, sampling=SAMPLING, edit=Edit(loa_prefix=prefix))
+    torch.testing.assert_close(edited, model.generate(REQUESTS, sampling=SAMPLING, loa=loa))
+
+
+def test_a_continuation_begins_with_the_loa_of_the_context_alone(model):
+    waveform = torch.randn(2, 40_960) * 0.1
+    edit = continue_context(model, waveform[:, : 40_960 // 4])
+    rows, columns = (size // model.audiomae.config.pooling for size in model.audiomae.grid)
+    assert edit.loa_prefix.shape == (2, max(1, rows // 4) * columns, 32)
+    expected = model.loa_of(waveform[:, : 40_960 // 4].repeat(1, 4))[:, : edit.loa_prefix.shape[1]]
+    assert torch.equal(edit.loa_prefix, expected)
+    assert model.generate(REQUESTS, sampling=SAMPLING, edit=edit).shape == (2, 40_960)

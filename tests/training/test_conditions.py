@@ -1,0 +1,174 @@
+"""What stages are conditioned on: any list of conditions trains; conditioners train unless they are given."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from audioldm2_pl.conditioners.condition import Condition
+from audioldm2_pl.config import STAGES, load_experiment
+from audioldm2_pl.hub.folder import ModelFolder
+from audioldm2_pl.models.diffusion import DiffusionConfig
+from audioldm2_pl.pipeline import AudioLDM2
+from audioldm2_pl.seeds import SharedRandom
+from audioldm2_pl.training.conditions import draw_dropped, drop_conditions, encode_conditions
+from audioldm2_pl.training.run import train
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+TINY_PHONEMES = "conditioners.phonemes={hidden_size: 16, num_layers: 1, num_heads: 2, ffn_dim: 16, max_length: 40}"
+# YAML -> what its T-UNet and its GPT-2 read, and the parts that it must not have
+SYSTEMS = {
+    "ablations/gpt2_without_clap.yaml": (["loa", "t5"], None, ["t5"]),
+    "ablations/gpt2_without_t5.yaml": (["loa", "t5"], None, ["clap"]),
+    "ablations/unet_without_t5.yaml": (["loa"], None, ["clap", "t5"]),
+    "audioldm1.yaml": ([], "clap", []),
+    "tango.yaml": (["t5"], None, []),
+    "make_an_audio.yaml": (["clap"], None, []),
+    "sound_and_speech.yaml": (["loa", "t5"], None, ["clap", "t5", "phonemes"]),
+}
+
+
+def own_settings(path: Path) -> dict:
+    """What a YAML says of conditions itself, as smoke overrides."""
+    content = yaml.safe_load(path.read_text())
+    return {key: content[key] for key in ("conditioners", "gpt2", "unet", "stages") if key in content}
+
+
+def overrides_of(path: Path) -> list[str]:
+    settings, lines = own_settings(path), []
+    for section in ("gpt2", "unet"):
+        lines += [f"{section}.{key}={yaml.safe_dump(value, default_flow_style=True).strip().splitlines()[0]}"
+                  for key, value in settings.get(section, {}).items()]  # fmt: skip
+    for name, config in settings.get("conditioners", {}).items():
+        if name == "phonemes":
+            lines.append(TINY_PHONEMES)
+        elif config is not None:
+            lines += [f"conditioners.{name}.{key}={value}" for key, value in config.items()]
+    stages = settings.get("stages", ["vae", "vocoder", "ldm", "gpt2", "joint"])
+    first = ["clap", *(["audiomae"] if "gpt2" in stages else [])]
+    return [*lines, f"stages=[{','.join([*first, *stages])}]"]
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_list_of_conditions_trains_and_generates(name, smoke, tmp_path):
+    path = EXPERIMENTS / name
+    experiment = smoke(*overrides_of(path), runs=tmp_path)
+    train(experiment)
+    folder = ModelFolder(experiment.model_folder)
+    unet, film, gpt2 = SYSTEMS[name]
+    assert folder.conditions() == (unet, film, gpt2)
+    assert folder.has("language_model") == folder.has("audiomae") == bool(gpt2)
+    model = AudioLDM2.from_pretrained(experiment.model_folder)
+    transcript = {"transcript": "Hello."} if "phonemes" in gpt2 else {}
+    waveform = model.generate("a bell rings", num_steps=2, seed=1, **transcript)
+    assert waveform.shape == (1, 40_960) and waveform.isfinite().all()
+    assert torch.equal(waveform, model.generate("a bell rings", num_steps=2, seed=1, **transcript))
+
+
+@pytest.mark.parametrize("name", [name for name in SYSTEMS if name != "audioldm1.yaml"])
+def test_a_system_is_ten_lines_of_yaml(name):
+    lines = (EXPERIMENTS / name).read_text().splitlines()
+    assert len([line for line in lines if not line.startswith("#")]) <= 10
+    experiment = load_experiment(EXPERIMENTS / name)
+    assert (experiment.unet.conditions, experiment.unet.film) == SYSTEMS[name][:2]
+
+
+def t5_weights(experiment) -> dict[str, torch.Tensor]:
+    return load_file(experiment.model_folder / "text_encoder_2" / "model.safetensors")
+
+
+def stage_of(experiment, name: str):
+    return STAGES[name].build(experiment, ModelFolder(experiment.model_folder))
+
+
+@pytest.mark.parametrize("name", ["ldm", "gpt2", "joint"])
+def test_a_new_t5_trains_and_is_written(name, smoke_run):
+    stage = stage_of(smoke_run, name)
+    assert "t5" not in stage.frozen and all(p.requires_grad for p in stage.network("t5").parameters())
+    assert stage.parts()["text_encoder_2"] is stage.t5.model
+
+
+def test_gpt2_continues_the_t5_of_the_ldm_stage(smoke, tmp_path):
+    experiment = smoke("stages=[clap,audiomae,vae,ldm]", runs=tmp_path)
+    train(experiment)
+    before = t5_weights(experiment)
+    stage = stage_of(experiment, "gpt2")
+    assert torch.equal(stage.t5.model.state_dict()["shared.weight"], before["shared.weight"])
+
+    train(experiment, "gpt2")
+    assert any(not torch.equal(weight, before[key]) for key, weight in t5_weights(experiment).items())
+
+
+@pytest.mark.parametrize("name", ["ldm", "gpt2", "joint"])
+def test_a_given_t5_stays_as_it_is(name, smoke, smoke_run, tmp_path):
+    parts = [f"from.{part}={smoke_run.model_folder}" for part in ("clap", "t5", "audiomae", "vae", "unet", "gpt2")]
+    experiment = smoke(*parts, runs=tmp_path)
+    folder = ModelFolder(experiment.model_folder, experiment.from_)
+    folder.take_given()
+    stage = STAGES[name].build(experiment, folder)
+    assert not hasattr(stage, "t5") and stage.network("t5") is stage.frozen["t5"]
+    assert "text_encoder_2" not in stage.parts()
+
+
+@pytest.mark.parametrize("unit", ["batch", "sample", "condition"])
+def test_conditions_are_dropped_by_batch_clip_or_each(unit):
+    config = DiffusionConfig(condition_dropout=0.3, dropout_unit=unit)
+    draws = [draw_dropped(config, ["loa", "t5"], 400, SharedRandom(seed)) for seed in range(50)]
+    rows = torch.stack([torch.stack(list(dropped.values())) for dropped in draws]).float()  # (draws, 2, 400)
+    assert rows.mean().item() == pytest.approx(0.3, abs=0.15 if unit == "batch" else 0.02)
+    assert (rows.std(2).max() == 0) == (unit == "batch")
+    assert torch.equal(rows[:, 0], rows[:, 1]) == (unit != "condition")
+
+
+@pytest.mark.parametrize("unit", ["batch", "sample", "condition"])
+def test_conditions_can_be_dropped_always_and_never(unit):
+    for probability in (0.0, 1.0):
+        config = DiffusionConfig(condition_dropout=probability, dropout_unit=unit)
+        dropped = draw_dropped(config, ["loa", "clap"], 8, SharedRandom(0))
+        assert all(rows.float().mean() == probability and rows.shape == (8,) for rows in dropped.values())
+
+
+def test_a_dropped_clip_has_the_empty_condition(smoke_run):
+    stage = stage_of(smoke_run, "joint").eval()
+    batch = {"text": ["a bell", "rain", "a dog and a siren"], "transcript": [""] * 3}
+    with torch.no_grad():
+        conditions = encode_conditions(stage.conditioners, batch) | {"loa": Condition.of(torch.ones(3, 2, 4))}
+        dropped = {"loa": torch.tensor([True, False, False]), "t5": torch.tensor([False, True, False])}
+        left = drop_conditions(conditions, dropped, stage.conditioners)
+        empty = stage.conditioners["t5"].empty()
+    assert left["loa"].embedding.flatten(1).sum(1).tolist() == [0.0, 8.0, 8.0] and left["loa"].mask.all()
+    row = left["t5"][1]
+    assert torch.equal(row.embedding[row.mask], empty.embedding[empty.mask])
+    assert torch.equal(left["t5"].embedding[2], conditions["t5"].embedding[2])
+    assert torch.equal(left["clap"].embedding, conditions["clap"].embedding)
+
+
+def test_the_authors_replacement_of_clap_and_their_first_batch(smoke_run, monkeypatch):
+    stage = stage_of(smoke_run, "gpt2").train()
+    stage.conditioners["clap"].empty_probability = 1.0
+    batch = {"text": ["a bell", "rain"], "transcript": ["", ""]}
+    with torch.no_grad():
+        encoded = encode_conditions(stage.conditioners, batch, SharedRandom(0))["clap"].embedding
+        assert torch.equal(encoded, stage.conditioners["clap"].empty().embedding.expand(2, -1, -1))
+        assert not torch.equal(encode_conditions(stage.conditioners, batch)["clap"].embedding, encoded)
+
+
+def test_loa_of_dropped_clips_may_be_left_out_of_the_loss(smoke_run):
+    stage = stage_of(smoke_run, "joint")
+    predicted, loa = torch.zeros(2, 3, 4), torch.stack([torch.ones(3, 4), torch.full((3, 4), 3.0)])
+    dropped = torch.tensor([False, True])
+    assert stage.loa_term(predicted, loa, dropped).item() == pytest.approx(5.0)
+    stage.config = replace(stage.config, skip_dropped_loa=True)
+    assert stage.loa_term(predicted, loa, dropped).item() == pytest.approx(1.0)
+    assert stage.loa_term(predicted, loa, torch.tensor([True, True])).item() == 0.0
+
+
+def test_a_stage_takes_three_lines_of_a_notebook(smoke_run):
+    batch = {"waveform": torch.randn(2, 40_960) * 0.1, "text": ["a bell", "rain"], "transcript": ["", ""], "key": "ab"}
+    stage = STAGES["ldm"].build(smoke_run, ModelFolder(smoke_run.model_folder))
+    loss = stage.losses(batch)["diffusion"]
+    loss.backward()
+    assert loss.isfinite() and stage.unet.conv_out.weight.grad.abs().sum() > 0
