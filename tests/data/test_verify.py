@@ -6,12 +6,12 @@ import tarfile
 import numpy as np
 import pytest
 import soundfile
-from audioldm2_pl.shards.stream import ClipStream
 
 from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.shards.quarantine import Quarantine
 from audioldm2_pl.shards.reader import ShardFolder
+from audioldm2_pl.shards.stream import ClipStream
 from data import verify as command
 from data.shards import Clip, write_shards
 from data.verify import check, verify
