@@ -21,7 +21,7 @@ MAX_NAME = 240  # bytes of a file's name, which gets a suffix
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a wrong command line in one line, as all other errors are told."""
+    """Reports a wrong command line in one line, as all other errors."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")

@@ -97,7 +97,7 @@ class AudioLDM2:
         """Opens a model folder or a hub id. Raises UserError where a part is missing.
 
         `heads="official"` gives the T-UNet 32 channels a head, as the authors trained it; the hub's folders say 8
-        heads at every level, and a warning tells. `vocoder="griffin-lim"` finds the waveform without the network, by
+        heads at every level, with a warning. `vocoder="griffin-lim"` finds the waveform without the network, by
         Griffin and Lim's algorithm: what a log-mel sounds like where the vocoder has not learnt enough. `dtype` is that
         of the networks: float32, bfloat16 or float16.
         """

@@ -4,7 +4,7 @@
 
 Half of the clips hold one event from end to end, half hold two different events one after the
 other, so that captions name class, pitch, tempo, loudness and order. The default writes 4,800
-training clips (3.4 h), 480 test clips and 1,200 clips to train a judge on: an evaluation classifier
+training clips (3.4 h), 480 test clips and 1,200 clips (judge) to train an evaluation classifier
 that must not have seen the generator's training clips. Every sound is set by dials (pitch, tempo,
 tone colour, peak) that are cut into cells, and each split owns cells of its own all over the range:
 the splits cover the same ground and share no value.

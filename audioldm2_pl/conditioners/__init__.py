@@ -1,1 +1,1 @@
-"""Condition encoders, one file each: what a prompt, a transcript or a sound tells GPT-2 and T-UNet."""
+"""Condition encoders, one file each: prompts, transcripts or sound => conditions of GPT-2 and T-UNet."""

@@ -40,7 +40,7 @@ class DataConfig:
 
     train: list[str] = field(default_factory=list)  # folders of the training split's shards
     test: str | None = None  # folder of the held-out split: validation and the report
-    judge: str | None = None  # folder of the split that trains the report's judge
+    judge: str | None = None  # folder of the split that trains the report's sound classifier
     num_workers: int = bounded(0, ge=0, le=1_024)  # processes that decode; 0 decodes in the training process
     weights: list[float] = bounded(list, gt=0)  # of the train folders' draws; empty: each clip once an epoch
     encoded: list[str] = field(default_factory=list)  # of each train folder its features, from python -m data.encode

@@ -1,4 +1,4 @@
-"""What can be told before the first batch: whether every stage to come has its data, its parts and its packages."""
+"""Checks before the first batch: whether every stage to come has its data, its parts and its packages."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec

@@ -46,11 +46,11 @@ class DecoderTrainingConfig(StageConfig):
     latent_noise: float = bounded(0.6, ge=0)  # latents, of unit std, get noise of a std drawn from [0, this]
     sampled_from: list[int] = bounded(list, ge=1)  # timesteps to noise latents to, for the T-UNet to go on from
     sampled_share: float = bounded(0.7, ge=0, le=1)  # of the clips, with `sampled_from`: their latents are the T-UNet's
-    max_clips: int | None = bounded(None, ge=1)  # learn from so many clips; the T-UNet takes long to hear all
+    max_clips: int | None = bounded(None, ge=1)  # train on so many clips; sampling a latent of each takes long
 
     @property
     def read_seconds(self) -> float | None:
-        """Whole clips where the T-UNet hears them."""
+        """Whole clips where the T-UNet samples their latents."""
         return None if self.sampled_from else self.crop_seconds
 
 

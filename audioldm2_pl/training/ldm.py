@@ -41,7 +41,7 @@ class LDMTrainingConfig(StageConfig):
     loss_weights: dict[str, float | None] = bounded(lambda: {"diffusion": 1.0}, keys=("diffusion",), ge=0)
     ema_decay: float | None = 0.9999
     poolings: list[int] = bounded(lambda: [1, 2, 4, 8], ge=1, le=4_096, min_length=1)  # λ, one drawn for each batch
-    loa_dropout: float = bounded(0.0, ge=0, le=1)  # probability that a clip's LOA is left out: its words have to tell
+    loa_dropout: float = bounded(0.0, ge=0, le=1)  # probability of zero LOA for a clip; its text alone conditions
 
 
 def drop_loa(loa: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:

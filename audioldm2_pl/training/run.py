@@ -184,7 +184,7 @@ def add_seconds(path: Path, seconds: float) -> None:
         before = 0.0
     try:
         write_text(path, json.dumps({"train": before + seconds}) + "\n")
-    except UserError as error:  # what has ended the run is said after this
+    except UserError as error:  # the error that ended the run is printed after this
         print(error, flush=True)
 
 
@@ -286,7 +286,7 @@ class PartSaver(L.Callback):
 
 
 def callbacks_of(experiment: ExperimentConfig, stage: Stage, ema: EMA | None) -> list[L.Callback]:
-    """The average first: what is saved, heard or logged after a batch has to hold that batch's average."""
+    """The average first: what is saved, previewed or logged after a batch has to hold that batch's average."""
     every = experiment.trainer.sample_every_batches
     callbacks: list[L.Callback] = [ema] if ema else []
     if every and type(stage).preview is not Stage.preview and is_rank_zero():

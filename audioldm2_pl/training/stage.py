@@ -86,7 +86,7 @@ class Stage(L.LightningModule):
         self.shared = SharedRandom(seed_of(self.seed, self.name))  # seeded anew for each batch
         self.saved_optimizers: list[dict[str, Any]] = []  # of the checkpoint that the stage resumes from
 
-    # ---- what a stage says of itself
+    # ---- what a stage defines
 
     @classmethod
     def build(cls, experiment: Any, folder: ModelFolder) -> Stage:

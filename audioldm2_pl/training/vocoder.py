@@ -51,7 +51,7 @@ class VocoderTrainingConfig(StageConfig):
         lambda: {"mel": 45.0, "adversarial": 1.0, "feature_matching": 2.0},
         keys=("mel", "loud", "stft", "adversarial", "feature_matching"),
         ge=0,
-    )  # beside them: `loud`, the mel term weighted by energy, and `stft`; with them a small vocoder speaks sooner
+    )  # beside them: `loud`, the mel term weighted by energy, and `stft`; with them a small vocoder learns sooner
     period_discriminator: MultiPeriodConfig = field(default_factory=MultiPeriodConfig)
     scale_discriminator: MultiScaleConfig = field(default_factory=MultiScaleConfig)
     discriminator_start: int = bounded(0, ge=0)  # batches before the discriminators join; until then they cost nothing
