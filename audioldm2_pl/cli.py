@@ -126,6 +126,7 @@ def add_import(commands: argparse._SubParsersAction) -> None:
 
 def run_train(args: argparse.Namespace) -> None:
     from audioldm2_pl.config import load_experiment
+    from audioldm2_pl.hub.folder import ModelFolder
     from audioldm2_pl.training.run import train
 
     if args.allow_pipe:
@@ -137,6 +138,9 @@ def run_train(args: argparse.Namespace) -> None:
         state = f"{stop.state}; " if stop.state else ""
         raise Interrupted(stop.signum, f"{state}resume with: {shlex.join(['audioldm2', *args.arguments])}") from None
     print(f"model: {experiment.model_folder}")
+    if not (folder := ModelFolder(experiment.model_folder)).opens_in_diffusers:
+        unet, film, gpt2 = folder.conditions()
+        print(f"stock diffusers does not open it: T-UNet reads {unet}, film {film}, GPT-2 {gpt2}")
 
 
 def run_describe(args: argparse.Namespace) -> None:

@@ -206,9 +206,13 @@ class ModelFolder:
         """The class of diffusers that runs the model, or ours where none does."""
         unet, film, gpt2 = self.conditions()
         if film is not None:
-            return "AudioLDMPipeline" if film == "clap" else OWN_PIPELINE
+            return "AudioLDMPipeline" if (film, unet) == ("clap", []) else OWN_PIPELINE
         stock = unet in (["loa", "t5"], ["loa"]) and gpt2 in ([], ["clap", "t5"], ["clap", "phonemes"])
         return "AudioLDM2Pipeline" if stock else OWN_PIPELINE
+
+    @property
+    def opens_in_diffusers(self) -> bool:
+        return self.pipeline_class() != OWN_PIPELINE
 
     def class_of(self, part: str) -> tuple[str, str]:
         """(library, class) of a part for model_index.json."""

@@ -83,6 +83,7 @@ class Stage(L.LightningModule):
         self.shared_cache: dict[str, dict[str, Tensor]] = {}  # that of the last stage in this run that filled its cache
         self.model_folder: ModelFolder | None = None  # that encoded features have to be of
         self.rates: list[list[float]] = []  # of each optimiser's groups, after the warm-up
+        self.batch_idx = 0  # of the training batch
         self.shared = SharedRandom(seed_of(self.seed, self.name))  # seeded anew for each batch
         self.saved_optimizers: list[dict[str, Any]] = []  # of the checkpoint that the stage resumes from
 
@@ -237,6 +238,7 @@ class Stage(L.LightningModule):
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.batch_idx = batch_idx
         self.shared = SharedRandom(seed_of(self.seed, self.name, batch_idx))
         own = seed_of(self.seed, self.name, batch_idx, self.global_rank)
         torch.manual_seed(own)

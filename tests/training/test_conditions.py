@@ -15,6 +15,7 @@ from audioldm2_pl.models.diffusion import DiffusionConfig
 from audioldm2_pl.pipeline import AudioLDM2
 from audioldm2_pl.seeds import SharedRandom
 from audioldm2_pl.training.conditions import draw_dropped, drop_conditions, encode_conditions
+from audioldm2_pl.training.ldm import draw_dropped_clips
 from audioldm2_pl.training.run import train
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -29,6 +30,9 @@ SYSTEMS = {
     "make_an_audio.yaml": (["clap"], None, []),
     "sound_and_speech.yaml": (["loa", "t5"], None, ["clap", "t5", "phonemes"]),
 }
+
+
+STOCK = ("ablations/unet_without_t5.yaml", "audioldm1.yaml")
 
 
 def own_settings(path: Path) -> dict:
@@ -62,6 +66,7 @@ def test_every_list_of_conditions_trains_and_generates(name, smoke, smoke_run, t
     folder = ModelFolder(experiment.model_folder)
     unet, film, gpt2 = SYSTEMS[name]
     assert folder.conditions() == (unet, film, gpt2)
+    assert folder.opens_in_diffusers == (name in STOCK)
     assert folder.has("language_model") == folder.has("audiomae") == bool(gpt2)
     model = AudioLDM2.from_pretrained(experiment.model_folder)
     transcript = {"transcript": "Hello."} if "phonemes" in gpt2 else {}
@@ -148,7 +153,22 @@ def test_a_dropped_clip_has_the_empty_condition(smoke_run):
     assert torch.equal(left["clap"].embedding, conditions["clap"].embedding)
 
 
-def test_the_authors_replacement_of_clap_and_their_first_batch(smoke_run, monkeypatch):
+def test_the_authors_first_batch_keeps_its_conditions(smoke, smoke_run, tmp_path):
+    stage = stage_of(smoke_run, "ldm").train()
+    stage.diffusion = replace(smoke_run.diffusion, condition_dropout=1.0, keep_first_batch=True)
+    assert draw_dropped_clips(stage, 4) == {}
+    stage.batch_idx = 1
+    assert all(rows.all() for rows in draw_dropped_clips(stage, 4).values())
+
+    parts = [f"from.{part}={smoke_run.model_folder}" for part in ("clap", "vae", "vocoder", "audiomae")]
+    authors = ("diffusion.keep_first_batch=true", "training.joint.skip_dropped_loa=true",
+               "conditioners.clap.empty_probability=0.1", "diffusion.condition_dropout=0.5")  # fmt: skip
+    experiment = smoke(*parts, *authors, "stages=[ldm,gpt2,joint]", runs=tmp_path)
+    train(experiment)
+    assert (experiment.run_folder / "stages" / "joint.json").is_file()
+
+
+def test_the_authors_replacement_of_clap(smoke_run):
     stage = stage_of(smoke_run, "gpt2").train()
     stage.conditioners["clap"].empty_probability = 1.0
     batch = {"text": ["a bell", "rain"], "transcript": ["", ""]}
