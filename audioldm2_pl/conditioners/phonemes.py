@@ -27,7 +27,8 @@ from audioldm2_pl.conditioners.tokenizers import lines_of
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import bounded
 
-SUBFOLDERS = ("text_encoder_2", "tokenizer_2")  # the published ones; beside T5, which has them there, _3
+SUBFOLDERS = ("text_encoder_2", "tokenizer_2")  # the published ones
+BESIDE_T5 = ("text_encoder_3", "tokenizer_3")  # where T5 has those
 PAD = "_"
 STOP = "⚠"
 SYMBOLS = (
@@ -139,9 +140,9 @@ class PhonemeEncoder(nn.Module):
     name = "phonemes"
     reads = "transcript"
     hub_classes: ClassVar = {
-        f"{part}_{number}": ("transformers", kind)
-        for number in (2, 3)  # 3 where T5 has the published place
-        for part, kind in (("text_encoder", "VitsModel"), ("tokenizer", "VitsTokenizer"))
+        part: ("transformers", kind)
+        for parts in (SUBFOLDERS, BESIDE_T5)
+        for part, kind in zip(parts, ("VitsModel", "VitsTokenizer"))
     }
     stored: tuple[str, ...] = ()
     width_key = "hidden_size"  # of its config.json

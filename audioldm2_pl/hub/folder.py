@@ -131,10 +131,6 @@ class ModelFolder:
         groups = {name for name, parts in GROUPS.items() if part in parts}
         return self.load(part) if groups & set(self.started) else None
 
-    def clap(self) -> Any:
-        """CLAP, which ranks candidates too."""
-        return self.conditioner("clap")
-
     def sampling(self) -> Sampling:
         """How the model was measured; the authors' sampling with the folder's own scheduler where it does not tell."""
         path = self.path / SAMPLING

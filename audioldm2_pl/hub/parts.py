@@ -14,6 +14,7 @@ import transformers
 from safetensors.torch import save_file
 
 from audioldm2_pl.conditioners.config import CONDITIONS, conditioner_class
+from audioldm2_pl.conditioners.phonemes import BESIDE_T5, SUBFOLDERS
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import check_fields
 from audioldm2_pl.models.audiomae import AudioMAE, AudioMAEConfig
@@ -126,8 +127,7 @@ def text_class(folder: Path, part: str) -> tuple[str, str]:
 
 def phoneme_parts(folder: Path) -> tuple[str, str]:
     """Sub-folders of the phonemes' encoder and tokenizer: T5's published ones, where it does not stand there itself."""
-    number = 3 if config_of(folder, "text_encoder_2").get("model_type") == "t5" else 2
-    return f"text_encoder_{number}", f"tokenizer_{number}"
+    return BESIDE_T5 if config_of(folder, SUBFOLDERS[0]).get("model_type") == "t5" else SUBFOLDERS
 
 
 def group_parts(folder: Path, group: str) -> tuple[str, ...]:

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from audioldm2_pl.conditioners.condition import Condition, Conditioner
 from audioldm2_pl.conditioners.config import ConditionersConfig, conditioner_class
+from audioldm2_pl.conditioners.phonemes import BESIDE_T5
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.diffusion import DiffusionConfig
 from audioldm2_pl.seeds import SharedRandom, draw_rows
-
-BESIDE_T5 = ("text_encoder_3", "tokenizer_3")  # sub-folders of phonemes where T5 has the published ones
 
 
 def is_frozen(conditioners: ConditionersConfig, folder: ModelFolder, name: str) -> bool:

@@ -14,7 +14,7 @@ from audioldm2_pl.models.gpt2 import LOAGenerator, build_gpt2
 from audioldm2_pl.models.projection import ConditionProjection
 from audioldm2_pl.pipeline import AudioLDM2
 from audioldm2_pl.training.audio_encoder import AudioEncoder
-from audioldm2_pl.training.conditions import condition_widths, open_conditioners, sound_features, sound_names
+from audioldm2_pl.training.conditions import condition_widths, open_conditioners
 from audioldm2_pl.training.ldm import generate_previews
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
@@ -69,10 +69,8 @@ class GPT2Finetuning(Stage):
     ):
         super().__init__(config)
         self.loa_generator = loa_generator
-        self.freeze(audio_encoder=audio_encoder)
-        self.add_conditioners(conditioners)
+        self.add_inputs(audio_encoder, conditioners)
         self.averaged = ("loa_generator", *self.trained_conditioners)
-        self.encoded = (*audio_encoder.names, *sound_names(conditioners))
 
     @classmethod
     def build(cls, experiment: Any, folder: ModelFolder) -> Stage:
@@ -92,8 +90,7 @@ class GPT2Finetuning(Stage):
 
     def features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """A batch's "loa" (B, L, D), and (B, D) of each frozen conditioner that reads the sound."""
-        sound = self.frozen["audio_encoder"].features(batch["waveform"])  # type: ignore[operator]
-        return self.from_stored(sound | sound_features(self.conditioners, self.inputs(batch)))
+        return self.from_stored(self.encode_sound(batch))
 
     def from_stored(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         loa = pool_loa(features["grid"], self.frozen["audio_encoder"].pooling)  # type: ignore[arg-type]  # (B, L, D)

@@ -16,7 +16,7 @@ from audioldm2_pl.models.gpt2 import LOAGenerator
 from audioldm2_pl.models.unet import TUNet
 from audioldm2_pl.pipeline import AudioLDM2
 from audioldm2_pl.training.audio_encoder import AudioEncoder
-from audioldm2_pl.training.conditions import open_conditioners, sound_features, sound_names
+from audioldm2_pl.training.conditions import open_conditioners
 from audioldm2_pl.training.gpt2 import LOA_LOSSES, loa_parts
 from audioldm2_pl.training.ldm import (
     conditional_loss,
@@ -71,9 +71,7 @@ class JointFinetuning(Stage):
         self.unet = unet
         self.loa_generator = loa_generator
         self.diffusion = diffusion
-        self.freeze(audio_encoder=audio_encoder)
-        self.add_conditioners(conditioners)
-        self.encoded = (*audio_encoder.names, *sound_names(conditioners))
+        self.add_inputs(audio_encoder, conditioners)
 
     @classmethod
     def build(cls, experiment: Any, folder: ModelFolder) -> Stage:
@@ -95,9 +93,7 @@ class JointFinetuning(Stage):
         return ("unet", "gpt2", *experiment.trainable_conditioners(experiment.condition_names))
 
     def features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """What `AudioEncoder.features` gives, and (B, D) of each frozen conditioner that reads the sound."""
-        sound = self.frozen["audio_encoder"].features(batch["waveform"])  # type: ignore[operator]
-        return sound | sound_features(self.conditioners, self.inputs(batch))
+        return self.encode_sound(batch)  # (B, ...) each
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         features, encoder = self.features_of(batch), self.frozen["audio_encoder"]

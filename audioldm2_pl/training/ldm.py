@@ -22,8 +22,6 @@ from audioldm2_pl.training.conditions import (
     draw_dropped,
     drop_conditions,
     open_conditioners,
-    sound_features,
-    sound_names,
 )
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
@@ -67,7 +65,7 @@ def open_audio_encoder(experiment: Any, folder: ModelFolder) -> AudioEncoder:
     return AudioEncoder(experiment.audio, folder.load("vae"), audiomae, experiment.audiomae.pooling)
 
 
-def read_conditions(stage: Any) -> list[str]:
+def unet_condition_names(stage: Any) -> list[str]:
     """Names of what the stage's T-UNet reads, that beside the timestep last."""
     config = stage.unet.config
     return [*config.conditions, *filter(None, [config.film])]
@@ -78,7 +76,7 @@ def draw_dropped_clips(stage: Any, batch_size: int) -> dict[str, Tensor]:
     spared = stage.diffusion.keep_first_batch and stage.batch_idx == 0
     if not stage.training or spared:
         return {}
-    return draw_dropped(stage.diffusion, read_conditions(stage), batch_size, stage.shared)
+    return draw_dropped(stage.diffusion, unet_condition_names(stage), batch_size, stage.shared)
 
 
 def conditional_loss(
@@ -86,7 +84,9 @@ def conditional_loss(
 ) -> Tensor:
     """The diffusion loss of latents (B, C, H, W) under named conditions, of dropped clips their empty ones."""
     config = stage.unet.config
-    left = drop_conditions({name: conditions[name] for name in read_conditions(stage)}, dropped, stage.conditioners)
+    left = drop_conditions(
+        {name: conditions[name] for name in unet_condition_names(stage)}, dropped, stage.conditioners
+    )
     film = None if config.film is None else left[config.film].embedding[:, 0]  # (B, D)
     read = [left[name] for name in config.conditions]
     generator = stage.shared.on(latent.device)
@@ -113,10 +113,8 @@ class LDMPretraining(Stage):
         super().__init__(config)
         self.unet = unet
         self.diffusion = diffusion
-        self.freeze(audio_encoder=audio_encoder)
-        self.add_conditioners(conditioners)
+        self.add_inputs(audio_encoder, conditioners)
         self.averaged = ("unet", *self.trained_conditioners)
-        self.encoded = (*audio_encoder.names, *sound_names(conditioners))
 
     @classmethod
     def build(cls, experiment: Any, folder: ModelFolder) -> Stage:
@@ -138,9 +136,7 @@ class LDMPretraining(Stage):
         return ("unet", *experiment.trainable_conditioners(experiment.unet_conditioners))
 
     def features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """What `AudioEncoder.features` gives, and (B, D) of each frozen conditioner that reads the sound."""
-        sound = self.frozen["audio_encoder"].features(batch["waveform"])  # type: ignore[operator]
-        return sound | sound_features(self.conditioners, self.inputs(batch))
+        return self.encode_sound(batch)  # (B, ...) each
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         features = self.features_of(batch)

@@ -24,7 +24,8 @@ from audioldm2_pl.fields import bounded
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.seeds import SharedRandom, seed_of
 from audioldm2_pl.shards.datamodule import AudioShards
-from audioldm2_pl.training.conditions import encode_conditions
+from audioldm2_pl.training.audio_encoder import AudioEncoder
+from audioldm2_pl.training.conditions import encode_conditions, sound_features, sound_names
 from audioldm2_pl.training.optimizer import OptimizerConfig, by_learning_rate, learning_rate_factor, make_optimizer
 
 
@@ -152,6 +153,17 @@ class Stage(L.LightningModule):
                 setattr(self, name, conditioner)
             else:
                 self.freeze(**{name: conditioner})
+
+    def add_inputs(self, audio_encoder: AudioEncoder, conditioners: dict[str, Any]) -> None:
+        """Takes what turns a batch into latents, LOA and conditions."""
+        self.freeze(audio_encoder=audio_encoder)
+        self.add_conditioners(conditioners)
+        self.encoded = (*audio_encoder.names, *sound_names(conditioners))
+
+    def encode_sound(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """What `AudioEncoder.features` gives, and (B, D) of each frozen conditioner that reads the sound."""
+        sound = self.frozen["audio_encoder"].features(batch["waveform"])  # type: ignore[operator]
+        return sound | sound_features(self.conditioners, self.inputs(batch))
 
     def inputs(self, batch: dict[str, Any], features: dict[str, Tensor] | None = None) -> dict[str, Any]:
         """The batch as conditioners read it; features are (B, ...)."""
