@@ -271,7 +271,7 @@ class AudioLDM2:
             raise UserError("this model reads no LOA; leave it out")
         if num_given == 2:
             raise UserError("loa and edit.loa_prefix: give one of them; GPT-2 continues nothing where LOA is given")
-        edit.check(len(requests))
+        edit.check(len(requests), self)
         warn_unread(self.conditioners.values(), generation.texts_of(requests))
 
     @torch.inference_mode()
