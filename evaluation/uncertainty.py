@@ -120,8 +120,8 @@ def paired_difference(first: np.ndarray, second: np.ndarray, resamples: int = 50
 def paired_share_difference(first: np.ndarray, second: np.ndarray) -> Interval:
     """Zeros and ones (N,), (N,) of two systems on the same clips => share of first - share of second.
 
-    Newcombe 1998 (Statistics in Medicine 17:2635), method 10: both systems' Wilson bounds, less what they have in common
-    by the correlation φ of the pairs.
+    Newcombe 1998 (Statistics in Medicine 17:2635), method 10: of both systems' Wilson bounds, and φ, how much the
+    pairs agree.
     """
     first, second = (np.asarray(values, dtype=np.float64) for values in (first, second))
     if first.shape != second.shape:
