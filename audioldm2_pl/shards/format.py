@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import soundfile
 
 from audioldm2_pl.audio import choose_channel
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.mp3 import open_sound
 from audioldm2_pl.shards.tar import Span, read_entries
 
 SHARD_FORMAT = 1  # of index.json
@@ -153,7 +153,7 @@ def decode_array(content: bytes) -> np.ndarray:
 
 def decode_sound(suffix: str, content: bytes, longest_seconds: float) -> dict[str, Any]:
     """{"waveform": float32 (T,), "sample_rate": Hz}"""
-    with soundfile.SoundFile(io.BytesIO(content)) as file:
+    with open_sound(io.BytesIO(content)) as file:
         if file.format not in SOUNDS[suffix]:
             raise ValueError(f"holds {file.format}")
         if not MIN_RATE <= file.samplerate <= MAX_RATE:
