@@ -49,7 +49,7 @@ def test_every_reader_takes_all_of_it(tmp_path):
     lengths = [len(load_waveform(path, 16_000)), len(read_audio(path)[0])]
     lengths.append(len(decode_sound("mp3", content, float("inf"))["waveform"]))
     assert min(lengths) == max(lengths) == pytest.approx(SECONDS * 16_000, abs=3200)
-    with pytest.raises(ValueError, match="of .* samples"):
+    with pytest.raises(ValueError, match=r"of \d+ samples"):
         decode_sound("mp3", content[:-100], float("inf"))
 
 
