@@ -53,7 +53,7 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """A file that `write_text` wrote. Raises UserError where it is no JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from audioldm2_pl.atomic import written_whole
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import bounded, check_fields
+from audioldm2_pl.mp3 import open_sound
 
 MAX_GAIN = 100.0  # 40 dB: what is quieter than -46 dB stays quiet, for scaled up it would be its recorder's noise
 
@@ -95,7 +96,8 @@ def load_waveform(path: str | Path, sample_rate: int) -> np.ndarray:
     if not path.is_file():
         raise UserError(f"{path}: no such audio file")
     try:
-        waveform, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with open_sound(path) as file:
+            waveform, file_rate = file.read(dtype="float32", always_2d=True), file.samplerate
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise UserError(f"{path}: cannot be read as audio ({error})") from None
     waveform = choose_channel(waveform)  # (T,)

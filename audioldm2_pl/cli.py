@@ -279,11 +279,11 @@ def read_prompts(path: Path, first: int) -> list[tuple[str, str]]:
     named = []
     for line in filter(None, map(str.strip, content.split("\n"))):
         name, bar, text = (part.strip() for part in line.partition("|"))
-        named.append((clip_name(path, name), text) if bar else (f"{first + len(named):04d}_{file_name(line)}", line))
+        named.append((output_name(path, name), text) if bar else (f"{first + len(named):04d}_{file_name(line)}", line))
     return named
 
 
-def clip_name(path: Path, name: str) -> str:
+def output_name(path: Path, name: str) -> str:
     """A prompt file's name of a clip, without an audio file's suffix. Raises UserError where it leaves the folder."""
     plain = PurePosixPath(unicodedata.normalize("NFC", name))
     if plain.suffix.lower() in SUFFIXES:

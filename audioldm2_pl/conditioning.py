@@ -30,7 +30,7 @@ def check_readable(model: Any, requests: Sequence[Generation], loa: Tensor | Non
         raise UserError("this model reads no LOA; leave it out")
     if num_given == 2:
         raise UserError("loa and edit.loa_prefix: give one of them; GPT-2 continues nothing where LOA is given")
-    edit.check(len(requests))
+    edit.check(len(requests), model)
     warn_unread(model.conditioners.values(), generation.texts_of(requests))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,14 +70,26 @@ class Edit:
         """The latent (B, C, H, W) with the source, noised as far as the latent is, where the mask keeps it."""
         return latent if self.keep is None else self.keep * source + (1 - self.keep) * latent
 
-    def check(self, num_clips: int) -> None:
-        """UserError where the edit is of another number of clips."""
-        for name in ("latent", "loa_prefix", "loa_suffix"):
+    def check(self, num_clips: int, model: Any) -> None:
+        """UserError where the edit is of another number of clips, or not of the shapes of `model`, an AudioLDM2."""
+        bins, width = model.audio.num_mel_bins // model.downsampling, model.unet.condition_widths.get("loa")
+        loa = ("B", "L'", width)
+        wanted = {"latent": ("B", model.unet.config.in_channels, "H", bins), "loa_prefix": loa, "loa_suffix": loa}
+        for name, sizes in wanted.items():
             values = getattr(self, name)
-            if values is not None and len(values) not in (1, num_clips):
+            if values is None:
+                continue
+            shape = tuple(values.shape)
+            if len(shape) != len(sizes) or any(type(a) is int and a != b for a, b in zip(sizes, shape)):
+                raise UserError(f"edit.{name}: its shape is {shape}, the model's is ({', '.join(map(str, sizes))})")
+            if len(values) not in (1, num_clips):
                 raise UserError(
                     f"edit.{name}: {len(values)} for {num_clips} prompts; give one for all, or one for each"
                 )
+        if self.latent is not None and self.keep is not None:
+            latent, keep = (num_clips, *self.latent.shape[1:]), tuple(self.keep.shape)
+            if len(keep) > 4 or any(a not in (1, b) for a, b in zip(keep[::-1], latent[::-1])):
+                raise UserError(f"edit.keep: its shape {keep} does not broadcast to the latent's, {latent}")
 
 
 NO_EDIT = Edit()

@@ -1,6 +1,7 @@
 """A part's weights as they come from its folder: whole or in shards, of any precision, .safetensors or .bin."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,24 @@ from audioldm2_pl.errors import UserError
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of diffusers' and transformers' files
 
 
-def find_weights(folder: Path) -> Path:
-    """The file of weights, or the index of its shards; .safetensors and the whole precision come first.
-
-    Raises UserError where there is none.
-    """
+def find_weights(folder: Path) -> Path | None:
+    """The file of weights, or the index of its shards; .safetensors and the whole precision come first."""
     for suffix in (".safetensors", ".bin"):
         found = [path for path in folder.glob(f"*{suffix}*") if path.name.split(".")[0] in STEMS]
         whole = [path for path in found if path.suffix == suffix or ".index." in path.name]
         if whole:
             return min(whole, key=lambda path: (variant_of(path) is not None, path.name))
-    raise UserError(f"{folder}: cannot be loaded, it holds no {STEMS[0]}.safetensors; save or download the part again")
+    return None
+
+
+def weights_of(folder: Path) -> Path:
+    """`find_weights`; UserError where there are none."""
+    path = find_weights(folder)
+    if path is None:
+        raise UserError(
+            f"{folder}: cannot be loaded, it holds no {STEMS[0]}.safetensors; save or download the part again"
+        )
+    return path
 
 
 def variant_of(path: Path) -> str | None:
@@ -34,13 +42,13 @@ def variant_of(path: Path) -> str | None:
 
 def loading_options(folder: Path) -> dict[str, Any]:
     """Keywords with which `from_pretrained` of diffusers and transformers opens the folder's weights."""
-    path = find_weights(folder)
+    path = weights_of(folder)
     return {"variant": variant_of(path), "use_safetensors": ".safetensors" in path.name}
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Every tensor (...) by name, floating ones in float32. Nothing of a .bin runs."""
-    path = find_weights(folder)
+    path = weights_of(folder)
     files = [path]
     if path.suffix == ".json":
         names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
@@ -51,3 +59,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     for file in files:
         weights |= load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+
+
+def load_reason(error: Exception) -> str:
+    """Why weights could not be loaded, in one line, without torch's advice to run the code in them."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "its .bin is damaged, or not weights alone, so that opening it would run code; ask for .safetensors"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

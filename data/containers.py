@@ -10,6 +10,7 @@ import numpy as np
 from audioldm2_pl.errors import UserError
 
 CONTAINER_SUFFIXES = {".aac", ".m4a", ".mkv", ".mp4", ".webm"}
+LAST_FRAME_SECONDS = 0.5  # at most, of a picture that has no duration of its own
 WARM_UP_SECONDS = 0.2  # decoded before a segment and thrown away: opus and AAC need what went before
 
 
@@ -31,38 +32,49 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def container_seconds(path: Path) -> float:
-    """How long the sound is by the file's header, or by its packets where it has none."""
+    """How long the sound is by the file's header, or by its packets where that does not tell; a file that breaks off is
+    as long as its header promises."""
     with opened(path) as (container, stream):
-        if container.format.name != "aac":  # whose length is guessed by its size
-            if stream.duration is not None:
-                return float(stream.duration * stream.time_base)
-            if container.duration is not None and not container.streams.video:
-                return container.duration / 1e6
-        ends = [packet.pts + (packet.duration or 0) for packet in container.demux(stream) if packet.pts is not None]
-        return float(max(ends, default=0) * stream.time_base)
+        is_guess = container.format.name == "aac"  # by the file's size
+        if stream.duration is not None and not is_guess:
+            return float(stream.duration * stream.time_base)
+        ends: dict[int, float] = {stream.index: 0.0}
+        for packet in container.demux():
+            if packet.pts is not None:
+                end = float((packet.pts + (packet.duration or 0)) * packet.time_base) - first_second(container)
+                ends[packet.stream.index] = max(end, ends.get(packet.stream.index, 0.0))
+        promised = 0.0 if is_guess else (container.duration or 0) / 1e6
+        return promised if promised > max(ends.values()) + LAST_FRAME_SECONDS else ends[stream.index]
+
+
+def first_second(container: Any) -> float:
+    """When the first of the streams begins: files that were cut without decoding may keep the recording's clock."""
+    return max(0, container.start_time or 0) / 1e6
 
 
 def decode_segment(path: Path, start: float = 0.0, duration: float | None = None) -> tuple[np.ndarray, int]:
-    """All channels, float32 (T, channels), of a segment in seconds, and its sample rate in Hz.
+    """All channels, float32 (T, channels), of a segment in seconds, and its sample rate in Hz; zeros where sound begins
+    later than the file.
 
     Raises UserError where PyAV is not installed, or the file has no sound there.
     """
     pieces: list[np.ndarray] = []
     first = 0
     with opened(path) as (container, stream):
-        rate = stream.rate
-        container.seek(int(max(0.0, start - WARM_UP_SECONDS) / stream.time_base), stream=stream)
+        rate, origin = stream.rate, first_second(container)
+        container.seek(int((origin + max(0.0, start - WARM_UP_SECONDS)) / stream.time_base), stream=stream)
         for frame in container.decode(stream):
-            begins = round(float((frame.pts or 0) * frame.time_base) * rate)
+            begins = round((float((frame.pts or 0) * frame.time_base) - origin) * rate)
             if duration is not None and begins >= (start + duration) * rate:
                 break
             first = first if pieces else begins  # sample at which the first piece begins
             pieces.append(samples_of(frame))
-    skip = max(0, round(start * rate) - first)
+    skip = round(start * rate) - first
     if sum(map(len, pieces)) <= skip:
         raise UserError(f"{path}: ends before {start} s")
     num_channels = min(piece.shape[1] for piece in pieces)  # which may change within a stream
-    waveform = np.concatenate([piece[:, :num_channels] for piece in pieces])[skip:]
+    waveform = np.concatenate([piece[:, :num_channels] for piece in pieces])[max(0, skip) :]
+    waveform = np.pad(waveform, ((max(0, -skip), 0), (0, 0)))
     return (waveform if duration is None else waveform[: round(duration * rate)]), rate
 
 

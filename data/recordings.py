@@ -11,10 +11,11 @@ import soxr
 
 from audioldm2_pl.audio import SILENT_PEAK, choose_channel
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.mp3 import open_sound
 
 from .containers import CONTAINER_SUFFIXES, container_seconds, decode_segment
 
-LONGER = 1.25  # times the clip: a longer file is the recording that the clip was cut out of
+LONGER = 1.25  # times the clip: a file that was cut at key frames is no longer; one that is may be a recording
 SHORTEST = 0.1  # seconds; a shorter file is a download that broke off
 CUT_SECONDS = 0.1  # by which a file may be shorter than its header promises: encoders count their padding or do not
 UNKNOWN_SIZE = 0x7FFF_F000  # and more: what writers to a pipe put into a WAV's header
@@ -84,13 +85,19 @@ def _read(path: Path, segment: Segment, sample_rate: int) -> Sound:
 
 
 def _start(path: Path, segment: Segment, seconds: float) -> float:
-    """Where in a file of so many seconds the segment begins."""
+    """Where in a file of so many seconds the segment begins. UserError where that cannot be told."""
     begins, duration = segment.recording_start, segment.duration
-    if begins is None or duration is None or seconds <= LONGER * duration:
+    if begins is None or duration is None or seconds <= duration + CUT_SECONDS:
         return segment.start
-    if seconds < begins + duration / 2:
+    may_be_clip, may_be_recording = seconds <= LONGER * duration, seconds >= begins + duration / 2
+    if may_be_clip and may_be_recording and begins > CUT_SECONDS:
+        raise UserError(
+            f"{path}: {seconds:.2f} s may be the clip of {duration:g} s or a recording in which it begins at "
+            f"{begins:g} s; cut it to {duration:g} s"
+        )
+    if not (may_be_clip or may_be_recording):
         raise UserError(f"{path}: {seconds:.2f} s, neither the clip of {duration:g} s nor the recording up to its end")
-    return begins
+    return begins if may_be_recording else segment.start
 
 
 def _from_container(path: Path, segment: Segment) -> Found:
@@ -102,7 +109,7 @@ def _from_container(path: Path, segment: Segment) -> Found:
 def _from_file(path: Path, segment: Segment) -> Found:
     """Decodes only the segment: talks and concerts of hours are cut into thousands of clips."""
     try:
-        with soundfile.SoundFile(path) as file:
+        with open_sound(path) as file:
             rate = file.samplerate
             promised = file.frames / rate * _cut_ratio(path, file.format)
             start = _start(path, segment, promised)

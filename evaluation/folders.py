@@ -10,6 +10,7 @@ import numpy as np
 import soundfile
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.mp3 import open_sound
 from audioldm2_pl.tables import read_table
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
@@ -57,7 +58,8 @@ def read_names(path: Path, column: str) -> dict[str, list[str]]:
 def read_audio(path: Path) -> tuple[np.ndarray, int]:
     """=> float32 (T, channels), Hz. UserError where the file is unreadable, empty or not finite."""
     try:
-        waveform, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with open_sound(path) as file:
+            waveform, rate = file.read(dtype="float32", always_2d=True), file.samplerate
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise UserError(f"{path}: cannot be read as audio ({error})") from None
     if not len(waveform) or not np.isfinite(waveform).all():

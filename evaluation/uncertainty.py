@@ -1,4 +1,4 @@
-"""How far a score would move with other clips: bootstrap intervals, paired differences, sample sizes.
+"""How far a score would move with other clips: intervals of means, shares and sets, paired differences, sample sizes.
 
 Clips are drawn with replacement, whole clips at a time: a clip's frames and captions are not independent samples.
 
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binomtest
 
 LEVEL = 0.95
 
@@ -66,6 +67,21 @@ def mean_interval(values: np.ndarray, resamples: int = 5000, seed: int = 0) -> I
     return Interval(float(np.mean(values)), float(low), float(high), resamples)
 
 
+def share_interval(values: np.ndarray) -> Interval:
+    """values (N,), 1 for a clip that has what is counted and 0 for others => their share with Wilson's interval (1927).
+
+    A share near 0 or 1 of few clips has too few of one kind for a bootstrap; Wilson's needs no resamples, and it has a
+    width where all clips are alike, too. ValueError for other values.
+    """
+    values = np.asarray(values)
+    if not np.isin(values, (0, 1)).all():
+        raise ValueError("a share is of zeros and ones")
+    if not len(values):
+        return Interval(math.nan, math.nan, math.nan, 0)
+    found = binomtest(int(values.sum()), len(values)).proportion_ci(LEVEL, method="wilson")
+    return Interval(float(values.mean()), float(found.low), float(found.high), 0)
+
+
 def linearised(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Σ sums / Σ counts, a ratio over clips (N,), (N,) of unequal weight, as values (N,) whose mean is that ratio and
     whose spread is, to first order, the ratio's: (sum - ratio · count) / mean count + ratio."""
@@ -99,6 +115,30 @@ def paired_difference(first: np.ndarray, second: np.ndarray, resamples: int = 50
     if first.shape != second.shape:
         raise ValueError(f"the systems' clips do not pair: {first.shape}, {second.shape}")
     return mean_interval(first - second, resamples, seed)
+
+
+def paired_share_difference(first: np.ndarray, second: np.ndarray) -> Interval:
+    """Zeros and ones (N,), (N,) of two systems on the same clips => share of first - share of second.
+
+    Newcombe 1998 (Statistics in Medicine 17:2635), method 10: of both systems' Wilson bounds, and φ, how much the
+    pairs agree.
+    """
+    first, second = (np.asarray(values, dtype=np.float64) for values in (first, second))
+    if first.shape != second.shape:
+        raise ValueError(f"the systems' clips do not pair: {first.shape}, {second.shape}")
+    one, other = share_interval(first), share_interval(second)
+    num_clips, ones, others = len(first), first.sum(), second.sum()
+    together = num_clips * (first @ second) - ones * others
+    together = together if together < 0 else max(0.0, together - num_clips / 2)  # the continuity correction
+    spread = math.sqrt(ones * (num_clips - ones) * others * (num_clips - others))
+    phi = together / spread if spread else 0.0
+
+    def distance(a: float, b: float) -> float:
+        return math.sqrt(max(0.0, a**2 - 2 * phi * a * b + b**2))
+
+    value = one.value - other.value
+    low = value - distance(one.value - one.low, other.high - other.value)
+    return Interval(value, low, value + distance(one.high - one.value, other.value - other.low), 0)
 
 
 def relative_bias(num_rows: int, embedding_size: int) -> float:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from audioldm2_pl.atomic import read_json, write_text, written_whole
+from audioldm2_pl.atomic import read_json_object, write_text, written_whole
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.vae import VAEConfig, build_vae
@@ -66,4 +66,4 @@ def test_json_that_is_none(content, tmp_path):
     path: Path = tmp_path / "record.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match="damaged"):
-        read_json(path)
+        read_json_object(path)

@@ -73,6 +73,18 @@ def test_bad_edits_are_plain_errors(model, source):
         model.generate("a", loa=loa, edit=Edit(loa_prefix=loa))
 
 
+def test_an_edit_of_other_shapes_than_the_models_is_a_plain_error(model, source):
+    num_channels, num_bins = source.shape[1], source.shape[3]
+    for latent in (source[:, :-1], source[..., :-1], source.flatten(2), source[None]):
+        with pytest.raises(UserError, match=rf"edit\.latent: .*the model's is \(B, {num_channels}, H, {num_bins}\)"):
+            model.generate(["a", "b"], edit=Edit(latent, start_timestep=500), num_steps=2)
+    for keep in (torch.ones(3, 1, 1, 1), torch.ones(source.shape[2] - 1, 1), torch.ones(1, 1, 1, 1, 1)):
+        with pytest.raises(UserError, match=r"edit\.keep: its shape .* does not broadcast"):
+            model.generate(["a", "b"], edit=Edit(source, keep), num_steps=2)
+    with pytest.raises(UserError, match=r"edit\.loa_prefix: .*the model's is \(B, L', 32\)"):
+        model.generate("a", edit=Edit(loa_prefix=torch.zeros(1, 8, 31)), num_steps=2)
+
+
 def test_generation_reads_the_loa_prefix(model):
     prefix = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(0))
     conditions = model.encode_conditions([r.prompt for r in REQUESTS])

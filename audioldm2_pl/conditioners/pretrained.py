@@ -1,20 +1,21 @@
 """Opening published encoders."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.weights import load_reason
 
 
 def load_pretrained(kind: type, source: str, **options):
     """`kind.from_pretrained(source)`; UserError where `source` is neither a folder nor a hub id."""
     try:
         return kind.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (OSError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"cannot load {kind.__name__} from {source!r} ({reason}); "
+            f"cannot load {kind.__name__} from {source!r} ({load_reason(error)}); "
             "give a folder that holds one, or a hub id where there is a network"
         ) from None
 

@@ -20,7 +20,7 @@ from audioldm2_pl.fields import check_fields
 from audioldm2_pl.models.audiomae import AudioMAE, AudioMAEConfig
 from audioldm2_pl.models.projection import ConditionProjection
 from audioldm2_pl.models.unet import TUNet
-from audioldm2_pl.weights import loading_options, read_weights
+from audioldm2_pl.weights import find_weights, load_reason, loading_options, read_weights
 
 transformers.utils.logging.disable_progress_bar()  # a bar per part says nothing on parts that load in a blink
 
@@ -53,6 +53,7 @@ CLASSES = HUB_CLASSES | {  # those of the parts that stock pipelines do not have
     if part not in HUB_CLASSES
 }
 PARTS = (*CLASSES, "audiomae")
+MODEL_FILES = ["*.json", "*.txt", "*.model", "*/*.safetensors"]  # of a repository; the first three of sub-folders, too
 MAX_LAYERS = 1_000  # of anything that a part's config.json counts
 MAX_SIZE = 10**7  # of any of its numbers
 
@@ -162,7 +163,7 @@ def load_part(folder: Path, part: str) -> Any:
         options = loading_options(path) | {"dtype": torch.float32} if (path / "config.json").is_file() else {}
         return getattr(transformers, name).from_pretrained(str(path), **options)
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = load_reason(error)
         if isinstance(error, UserError) and str(path) in reason:
             raise
         raise UserError(f"{path}: cannot be loaded ({reason}); save or download the part again") from None
@@ -171,25 +172,32 @@ def load_part(folder: Path, part: str) -> Any:
 def find_model(source: str | Path) -> Path:
     """A local model folder, or a hub id brought to a local folder."""
     path = Path(source)
-    if path.is_dir():
-        if not any((path / part).is_dir() for part in PARTS):
-            raise UserError(f"{path}: not a model folder (no {', '.join(PARTS[:3])}, … in it)")
-        return path
-    if str(source).count("/") != 1 or path.is_absolute():
-        raise UserError(f"{source}: no such model folder")
+    if not path.is_dir():
+        if str(source).count("/") != 1 or path.is_absolute():
+            raise UserError(f"{source}: no such model folder")
+        path = download(str(source), MODEL_FILES)
+        networks = [part for part in PARTS if (path / part / "config.json").is_file()]
+        if pickled := [part for part in networks if find_weights(path / part) is None]:
+            path = download(str(source), [f"{part}/*.bin" for part in pickled])
+    if not any((path / part).is_dir() for part in PARTS):
+        raise UserError(f"{path}: not a model folder (no {', '.join(PARTS[:3])}, … in it)")
+    return path
+
+
+def download(source: str, patterns: list[str]) -> Path:
+    """The hub's cache of a repository, with the files that match, as far as there is a network."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(
-                str(source),
-                allow_patterns=["*.json", "*.txt", "*.model", "*/*.safetensors", "*/*.json", "*/*.txt", "*/*.model"],
-            )
-        )
+        return Path(snapshot_download(source, allow_patterns=patterns))
     except Exception as error:
-        raise UserError(
-            f"{source}: no such folder, and the hub does not give it ({type(error).__name__}); check name and network"
-        ) from None
+        cached = getattr(error, "snapshot_path", None)  # offline: what other programs have fetched of it
+        if cached is None:
+            raise UserError(
+                f"{source}: no such folder, and the hub does not give it ({type(error).__name__}); check name and "
+                "network"
+            ) from None
+        return Path(cached)
 
 
 def forget_origin(config: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from audioldm2_pl.conditioners.condition import Condition
+from audioldm2_pl.conditioners.pretrained import load_pretrained
 from audioldm2_pl.fields import bounded
 from audioldm2_pl.gelu import fuse_gelu
 from audioldm2_pl.models.projection import ConditionProjection
@@ -36,7 +37,7 @@ class LOAGPT2Config:
 def build_gpt2(config: LOAGPT2Config, num_loa_vectors: int) -> GPT2LMHeadModel:
     """GPT-2 with a vocabulary of one word: LOA comes in and goes out as vectors."""
     if config.pretrained is not None:
-        model = GPT2LMHeadModel.from_pretrained(config.pretrained, dtype=torch.float32)
+        model = load_pretrained(GPT2LMHeadModel, config.pretrained, dtype=torch.float32)
     else:
         model = GPT2LMHeadModel(
             GPT2Config(

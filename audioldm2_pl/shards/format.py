@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import posixpath
 import re
 import tarfile
@@ -27,10 +26,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import soundfile
 
 from audioldm2_pl.audio import choose_channel
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.mp3 import open_sound
+from audioldm2_pl.shards.tar import Span, read_entries
 
 SHARD_FORMAT = 1  # of index.json
 SOUNDS = {  # suffix -> libsndfile's names of what it may hold; of several members the first here is read
@@ -47,11 +47,10 @@ CAPTION_LIKE = re.compile("caption|text|descri|prompt|sentence", re.IGNORECASE)
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 MAX_SAMPLES = 2**29  # of a clip's channels together: 3 h at 48 kHz, 2 GiB
 MAX_CLIPS = 10_000_000  # of a shard
-BLOCK = tarfile.BLOCKSIZE  # bytes that a tar counts in
 REFUSED = ("pickle", "pkl", "pyd", "pt", "pth")  # members that run code when they are loaded
 TWICE = (0, -1)  # for a member whose name comes several times in the tar
 
-Members = dict[str, tuple[int, int]]  # suffix -> (offset, size) in the tar
+Members = dict[str, Span]  # suffix -> where it lies in the tar
 
 
 class BadClip(Exception):
@@ -89,59 +88,18 @@ def split_name(name: str) -> tuple[str, str]:
 def read_members(file: BinaryIO, path: str) -> dict[str, Members]:
     """Key -> its members with the suffixes of MEMBERS, and npy, of an open tar that errors call `path`.
 
-    What is no valid header is stepped over block by block. `tarfile` takes four times as long, and every worker reads
-    the headers of every shard. Raises UserError on a member that would have to be unpickled.
+    Raises UserError on a member that would have to be unpickled.
     """
-    descriptor = file.fileno()
-    end = os.fstat(descriptor).st_size
     clips: dict[str, Members] = {}
-    offset, long_name = 0, None
-    while offset + BLOCK <= end:
-        header = read_header(os.pread(descriptor, BLOCK, offset))
-        offset += BLOCK
-        if header is None:
-            long_name = None
-            continue
-        name, size, kind = header
-        if kind in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
-            long_name = name_in(kind, os.pread(descriptor, min(size, 1 << 16), offset))
-        else:
-            key, suffix = split_name(long_name or name)
-            parts = suffix.split(".")
-            if any(part in REFUSED for part in parts):
-                raise UserError(
-                    f"{path}: carries {long_name or name}, which could run code when read; leave this shard out"
-                )
-            if key and kind in tarfile.REGULAR_TYPES and (suffix in MEMBERS or parts[-1] == "npy"):
-                members = clips.setdefault(key, {})
-                members[suffix] = TWICE if suffix in members else (offset, size)
-            long_name = None
-        offset += -(-size // BLOCK) * BLOCK
+    for name, kind, span in read_entries(file.fileno()):
+        key, suffix = split_name(name)
+        parts = suffix.split(".")
+        if any(part in REFUSED for part in parts):
+            raise UserError(f"{path}: carries {name}, which could run code when read; leave this shard out")
+        if key and kind in tarfile.REGULAR_TYPES and (suffix in MEMBERS or parts[-1] == "npy"):
+            members = clips.setdefault(key, {})
+            members[suffix] = TWICE if suffix in members else span
     return clips
-
-
-def read_header(block: bytes) -> tuple[str, int, bytes] | None:
-    """Name, size and kind of the member whose ustar header this is; None if checksum or size say that it is none."""
-    try:
-        if sum(block) - sum(block[148:156]) + 8 * ord(" ") != int(block[148:156].rstrip(b" \0"), 8):
-            return None
-        # a size that octal digits cannot hold is a number of 11 bytes behind a set bit
-        size = int.from_bytes(block[125:136], "big") if block[124] & 0x80 else int(block[124:136].rstrip(b" \0"), 8)
-    except ValueError:
-        return None
-    if size < 0:
-        return None
-    names = [block[:100]] if block[257:263] != b"ustar\0" else [block[345:500], block[:100]]
-    name = b"/".join(part for part in (name.partition(b"\0")[0] for name in names) if part)
-    return name.decode("utf-8", "replace"), size, block[156:157]
-
-
-def name_in(kind: bytes, content: bytes) -> str | None:
-    """The name that a header of its own gives to the next member, where that is longer than 100 bytes."""
-    if kind == tarfile.GNUTYPE_LONGNAME:
-        return content.rstrip(b"\0").decode("utf-8", "replace")
-    found = re.search(rb"\d+ path=([^\n]*)\n", content)
-    return found[1].decode("utf-8", "replace") if found else None
 
 
 def captions_of(fields: dict[str, Any]) -> list[str]:
@@ -195,7 +153,7 @@ def decode_array(content: bytes) -> np.ndarray:
 
 def decode_sound(suffix: str, content: bytes, longest_seconds: float) -> dict[str, Any]:
     """{"waveform": float32 (T,), "sample_rate": Hz}"""
-    with soundfile.SoundFile(io.BytesIO(content)) as file:
+    with open_sound(io.BytesIO(content)) as file:
         if file.format not in SOUNDS[suffix]:
             raise ValueError(f"holds {file.format}")
         if not MIN_RATE <= file.samplerate <= MAX_RATE:

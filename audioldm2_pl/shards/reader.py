@@ -28,6 +28,7 @@ from audioldm2_pl.shards.format import (
     read_members,
 )
 from audioldm2_pl.shards.remote import RemoteFolder, is_remote
+from audioldm2_pl.shards.tar import Span, SparseSpan, unpack_sparse
 
 CLIPS_CACHED = 200_000  # whose members' offsets are remembered, about 60 MB
 
@@ -159,13 +160,18 @@ class ShardFolder:
             raise BadClip(key, reason)
         return key, members
 
-    def content(self, shard: int, key: str, span: tuple[int, int]) -> bytes:
+    def content(self, shard: int, key: str, span: Span) -> bytes:
         """A member's bytes, or BadClip."""
         offset, size = span
-        content = os.pread(self.open(shard).fileno(), size, offset)
+        descriptor = self.open(shard).fileno()
+        is_there = offset + size <= os.fstat(descriptor).st_size  # else no room is made for so many bytes
+        content = os.pread(descriptor, size, offset) if is_there else b""
         if len(content) < size:
             raise BadClip(key, "cut off")
-        return content
+        try:
+            return unpack_sparse(content) if isinstance(span, SparseSpan) else content
+        except ValueError as error:
+            raise BadClip(key, f"damaged sparse member ({error})") from None
 
     def fields(self, key: str, suffix: str, content: bytes) -> dict[str, Any]:
         """What a member's bytes hold, or BadClip."""

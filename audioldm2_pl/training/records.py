@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from audioldm2_pl.atomic import read_json, write_text
+from audioldm2_pl.atomic import read_json_object, write_text
 from audioldm2_pl.config import STAGES, ExperimentConfig, to_plain
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.hub.folder import ModelFolder
@@ -73,7 +73,7 @@ def read_record(experiment: ExperimentConfig, name: str, folder: ModelFolder) ->
     path = record_of(experiment, name)
     if not broadcast_from_rank_zero(path.is_file()):
         return {}
-    record = read_json(path)
+    record = read_json_object(path)
     if lost := [part for part in record.get("parts", ()) if not folder.has(part)]:
         raise UserError(
             f"{name}: finished, but {folder.path / lost[0]} is gone; put it back, or delete {path} to train {name} anew"

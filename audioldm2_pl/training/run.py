@@ -21,7 +21,7 @@ import lightning as L
 import torch
 from torch import distributed
 
-from audioldm2_pl.atomic import read_json, write_text
+from audioldm2_pl.atomic import read_json_object, write_text
 from audioldm2_pl.config import STAGES, ExperimentConfig, TrainerConfig
 from audioldm2_pl.errors import Interrupted, UserError
 from audioldm2_pl.generation import Sampling
@@ -178,7 +178,7 @@ def run_alone(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> N
 def add_seconds(path: Path, seconds: float) -> None:
     """Adds to the time that all calls of `train` have taken for this run."""
     try:
-        before = float(read_json(path)["train"]) if path.is_file() else 0.0
+        before = float(read_json_object(path)["train"]) if path.is_file() else 0.0
     except (UserError, KeyError, TypeError, ValueError):
         print(f"{path}: damaged; the time of earlier calls is not counted", flush=True)
         before = 0.0

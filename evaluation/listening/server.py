@@ -75,13 +75,13 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def take_ratings(self) -> dict:
-        content = self.read_json()
+        content = self.read_body()
         names = {"batch", "rater", "item", "answers", "seconds"}
         if not isinstance(content, dict) or set(content) != names:
             raise Refused(400, f"a rating has {', '.join(sorted(names))}, nothing more or less")
         return {"saved": True, "new": self.server.answers.record(**content)}
 
-    def read_json(self) -> Any:
+    def read_body(self) -> Any:
         self.close_connection = True  # unless the body was read whole
         if self.headers.get_content_type() != "application/json":  # what a form of another site cannot send
             raise Refused(415, "ratings come as application/json")

@@ -58,6 +58,7 @@ CLASS_ACCURACY = Metric(
     reads=frozenset({"logits", "classes"}),
     needs="labels",
     range=(0.0, 1.0),
+    is_share=True,
     compute=lambda material, settings: classify(material, 1),
 )
 ORDER_ACCURACY = replace(

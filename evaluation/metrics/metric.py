@@ -11,7 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..uncertainty import Interval, mean_interval, paired_difference, statistic_interval
+from ..uncertainty import (
+    Interval,
+    mean_interval,
+    paired_difference,
+    paired_share_difference,
+    share_interval,
+    statistic_interval,
+)
 
 Samples = dict[str, np.ndarray]  # what an interval, and a comparison with another system, resamples
 Side = Literal["reference", "captions", "labels"]
@@ -91,6 +98,7 @@ class Metric:
     settings: type = NoSettings  # dataclass of its choices in a protocol
     # Of clips (N,), numbers with repeats: the value of the whole set. None: the mean of the samples "values".
     statistic: Callable[[Samples, np.ndarray], float] | None = None
+    is_share: bool = False  # "values" are zeros and ones
 
     @property
     def arrow(self) -> str:
@@ -103,10 +111,14 @@ class Metric:
     @property
     def interval_over(self) -> str:
         """What the interval is of, for readers."""
+        if self.is_share:
+            return "Wilson's of the share of clips"
         return "bootstrap-t of the mean over clips" if self.statistic is None else "basic bootstrap of the set of clips"
 
     def interval(self, samples: Samples, num_clips: int, resamples: int, seed: int = 0) -> Interval:
         """The score on all clips with its 95 % interval; means take 25 times as many resamples as sets."""
+        if self.is_share:
+            return share_interval(samples["values"])
         if self.statistic is None:
             found = mean_interval(samples["values"], 25 * resamples, seed)
         else:
@@ -116,6 +128,8 @@ class Metric:
     def difference(self, first: Samples, second: Samples, num_clips: int, resamples: int, seed: int = 0) -> Interval:
         """first - second with its interval, paired: every resample draws the same clips of both."""
         statistic = self.statistic
+        if self.is_share:
+            return paired_share_difference(first["values"], second["values"])
         if statistic is None:
             return paired_difference(first["values"], second["values"], 25 * resamples, seed)
         return statistic_interval(

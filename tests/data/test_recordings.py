@@ -1,12 +1,14 @@
 """Files that hold something else than their name says: whole videos, cut downloads, silent channels."""
 
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import soundfile
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.mp3 import frame_size
 from data.recordings import Segment, read_sound
 
 RATE = 16_000
@@ -146,3 +148,87 @@ def test_rates_that_no_sound_has(tmp_path):
         soundfile.write(tmp_path / "a.wav", tone(440, 1), rate)
         with pytest.raises(UserError, match=f"{rate} Hz is no rate"):
             read(tmp_path / "a.wav")
+
+
+def test_an_mp3_that_does_not_tell_its_length(tmp_path):
+    """Of varying bitrate: decoders guess the length by the first frame."""
+    path = tmp_path / "a.mp3"
+    loud = 0.5 * np.random.default_rng(0).uniform(-1, 1, 2 * RATE)
+    for pieces in ([1e-3 * tone(440, 8), loud, tone(1000, 2)], [loud, 1e-3 * tone(440, 8), tone(1000, 2)]):
+        soundfile.write(path, np.concatenate(pieces), RATE, bitrate_mode="VARIABLE", compression_level=0.3)
+        content = path.read_bytes()
+        path.write_bytes(content[frame_size(content, 0) :])  # without LAME's header
+        assert len(read(path).waveform) == pytest.approx(12 * RATE, abs=0.2 * RATE)
+        sound = read(path, duration=2, recording_start=10.2)
+        assert sound.start == 10.2 and hz_of(sound.waveform) == pytest.approx(1000, abs=3)
+        path.write_bytes(path.read_bytes()[:-150])
+        for segment in ({}, {"duration": 600}, {"start": 11, "duration": 2}):
+            with pytest.raises(UserError, match=r"cut off"):
+                read(path, **segment)
+        assert len(read(path, start=1, duration=1).waveform) == RATE
+
+
+def test_a_file_that_may_be_clip_or_recording_is_left_out(tmp_path):
+    path = tmp_path / "video.wav"
+    soundfile.write(path, np.concatenate([tone(440, 0.4), tone(1000, 2)]), RATE)
+    with pytest.raises(UserError, match=r"2\.40 s may be the clip of 2 s or a recording in which it begins at 0\.4 s"):
+        read(path, duration=2, recording_start=0.4)
+    assert read(path, duration=2, recording_start=0).start == 0  # one as the other
+    assert read(path, duration=2, recording_start=1.5).start == 0  # the recording would end before the clip's middle
+    soundfile.write(path, tone(440, 2.05), RATE)  # what encoders add
+    assert read(path, duration=2, recording_start=0.4).start == 0
+
+
+def write_video(path, tones, begin: float = 0.0, sound_begin: float = 0.0) -> None:
+    """10 pictures a second from `begin` on, and tones from `sound_begin` seconds later."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        webm = path.suffix == ".webm"
+        sound = container.add_stream("libopus" if webm else "aac", rate=48_000, layout="mono")
+        video = container.add_stream("libvpx" if webm else "mpeg4", rate=10)
+        video.width = video.height = 32
+        frame = av.AudioFrame.from_ndarray(tones.astype(np.float32).repeat(3)[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 48_000, round(48_000 * (begin + sound_begin))
+        packets = [*sound.encode(frame), *sound.encode(None)]
+        for index in range(round(10 * (len(tones) / RATE + sound_begin))):
+            picture = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 20 * index % 256, np.uint8), format="rgb24")
+            picture.pts, picture.time_base = index + round(10 * begin), Fraction(1, 10)
+            packets += video.encode(picture)
+        packets += video.encode(None)
+        for packet in sorted(packets, key=lambda packet: packet.pts * packet.time_base):
+            container.mux(packet)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "webm", "mp4"])
+def test_videos_with_pictures(suffix, tmp_path):
+    """Matroska tells the length of the whole file alone, not of its sound."""
+    path = tmp_path / f"video.{suffix}"
+    write_video(path, np.concatenate([tone(440, 8), tone(1000, 4)]))
+    sound = read(path, duration=3, recording_start=8.5)
+    assert sound.start == 8.5 and hz_of(sound.waveform) == pytest.approx(1000, abs=3)
+    assert len(read(path).waveform) == pytest.approx(12 * RATE, abs=0.1 * RATE)
+    cut(path, 0.3)  # holds the first seconds alone, which are not the clip
+    with pytest.raises(UserError, match=r"cut off|cannot be read|ends before"):
+        read(path, duration=3, recording_start=8.5)
+    with pytest.raises(UserError, match=r"cut off|cannot be read|ends before"):
+        read(path)
+
+
+def test_a_clip_that_keeps_its_recordings_clock(tmp_path):
+    path = tmp_path / "clip.mkv"
+    write_video(path, np.concatenate([tone(440, 1), tone(1000, 2)]), begin=30)
+    sound = read(path, duration=3, recording_start=30)
+    assert sound.start == 0 and len(sound.waveform) == 3 * RATE
+    assert [hz_of(part) for part in (sound.waveform[:12_000], sound.waveform[-12_000:])] == [
+        pytest.approx(440, abs=3),
+        pytest.approx(1000, abs=3),
+    ]
+
+
+def test_sound_that_begins_after_the_pictures_is_where_it_belongs(tmp_path):
+    path = tmp_path / "clip.mkv"
+    write_video(path, tone(440, 2), sound_begin=1)
+    waveform = read(path, duration=3).waveform
+    assert (
+        len(waveform) == 3 * RATE and np.abs(waveform[: RATE - 800]).max() < 0.01 < np.abs(waveform[RATE + 800 :]).max()
+    )

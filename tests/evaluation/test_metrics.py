@@ -34,6 +34,7 @@ def test_every_metric_is_complete():
     assert {"frechet", "kl", "inception", "clap", "wer", "class_accuracy", "order_accuracy"} == set(METRICS)
     for metric in METRICS.values():
         assert metric.title and metric.reads <= given and metric.arrow in "↑↓"
+        assert metric.is_share == metric.unit.startswith("share")
         metric.settings()
 
 

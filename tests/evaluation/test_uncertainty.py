@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from evaluation.metrics import METRICS
 from evaluation.metrics.fad import distance_of_rows, frechet_distance
 from evaluation.metrics.metric import ClipFeatures
 from evaluation.uncertainty import (
@@ -8,8 +9,10 @@ from evaluation.uncertainty import (
     mean_bounds,
     mean_interval,
     paired_difference,
+    paired_share_difference,
     relative_bias,
     sample_size_warning,
+    share_interval,
     statistic_interval,
 )
 
@@ -43,6 +46,46 @@ def test_interval_is_the_same_twice():
 def test_degenerate_sets():
     assert mean_interval(np.full(9, 0.3)).low == mean_interval(np.full(9, 0.3)).high == pytest.approx(0.3)
     assert np.isnan(mean_interval(np.array([0.3])).low)
+
+
+def test_shares_of_few_clips_have_wilsons_interval():
+    """As Newcombe 1998 (Statistics in Medicine 17:857), table I, has them; a bootstrap-t of 23 in 24 is [0, 1]."""
+    for right, num_clips, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)):
+        interval = share_interval(np.arange(num_clips) < right)
+        assert (interval.low, interval.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+    for name in ("class_accuracy", "order_accuracy"):
+        interval = METRICS[name].interval({"values": (np.arange(24) > 0).astype(float)}, 24, 200)
+        assert interval.value == pytest.approx(23 / 24) and 0.79 < interval.low < interval.high < 1.0
+        assert "Wilson" in METRICS[name].interval_over
+    with pytest.raises(ValueError, match="zeros and ones"):
+        share_interval(np.array([0.0, 0.5]))
+    assert np.isnan(share_interval(np.array([])).low)
+
+
+def test_paired_differences_of_shares():
+    """Newcombe 1998 (Statistics in Medicine 17:2635), table II, has the first."""
+    first = np.repeat([1, 1, 0], [36, 12, 2])
+    second = np.repeat([1, 0, 1], [36, 12, 2])
+    interval = paired_share_difference(first, second)
+    assert interval.value == pytest.approx(0.2)
+    assert (interval.low, interval.high) == (pytest.approx(0.0569, abs=1e-4), pytest.approx(0.3404, abs=1e-4))
+    same = paired_share_difference(first, first)
+    assert same.low < 0 < same.high and not same.excludes_zero
+    better = METRICS["class_accuracy"].difference({"values": np.ones(30)}, {"values": np.zeros(30)}, 30, 200)
+    assert better.excludes_zero and better.low < 1.0 == better.high
+    with pytest.raises(ValueError, match="pair"):
+        paired_share_difference(first, first[:-1])
+
+
+def test_paired_differences_of_shares_cover_the_truth():
+    draw = np.random.default_rng(5)
+    covered = []
+    for _ in range(300):
+        difficulty = draw.random(40)
+        first, second = difficulty < 0.9, difficulty + draw.normal(0, 0.05, 40) < 0.7
+        interval = paired_share_difference(first, second)
+        covered.append(interval.low <= 0.2 <= interval.high)
+    assert 0.92 <= np.mean(covered) <= 0.99
 
 
 def test_intervals_of_a_ratio_cover_it():
