@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test lint esc10 parity bench bench-eval bench-data clean
+.PHONY: setup demo abilities test lint esc10 parity bench bench-eval bench-data clean
 
 setup: .venv/.ready
 
@@ -18,6 +18,13 @@ demo: .venv/.ready
 	$(BIN)/python -m data.synthetic shards/synthetic --clips 4800 --captions 4 --test-clips 240 --judge-clips 1200
 	$(BIN)/audioldm2 train experiments/demo.yaml
 	$(BIN)/python -m evaluation report experiments/demo.yaml
+
+# The demo's model, trained if it is missing, edits and continues real clips: runs/demo/report/abilities.html
+abilities: .venv/.ready
+	test -d shards/synthetic/judge || $(BIN)/python -m data.synthetic shards/synthetic --clips 4800 --captions 4 --test-clips 240 --judge-clips 1200
+	$(BIN)/audioldm2 train experiments/demo.yaml
+	$(BIN)/python -m evaluation report experiments/demo.yaml --clips-per-class 5 --order-clips 10 \
+	  --figures inpainting,extension,super_resolution,restyle,long_form --output runs/demo/report/abilities.html
 
 # 240 real clips -> all stages -> 16 clips a class -> an external classifier: docs/results/esc10.json (waveforms by
 # Griffin and Lim's algorithm) and docs/results/esc10_hifigan.json (by the vocoder)

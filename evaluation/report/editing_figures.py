@@ -66,6 +66,16 @@ class Edited:
 
         self.bench.write(self.clips, {name: run})
 
+    def paste(self, name: str, raw: str, editing: Editing) -> None:
+        """A system of what `raw` holds, with the source's samples pasted back."""
+        rate = self.audio.sample_rate
+
+        def run(clips: Sequence[Any], waveform: Tensor) -> Tensor:
+            edited = self.bench.sound.read(raw, [clip.key for clip in clips], self.audio)
+            return paste_back(Recording(waveform, rate), Recording(edited, rate), editing).waveform  # (B, T)
+
+        self.bench.write(self.clips, {name: run})
+
     def read(self, name: str) -> Tensor:
         """=> (B, T)"""
         return self.bench.sound.read(name, [clip.key for clip in self.clips], self.audio)
@@ -143,8 +153,8 @@ def inpainting(bench: Bench) -> Figure:
     """The middle half of real clips made anew from their captions."""
     edited, part = Edited(bench), (0.25, 0.75)
     span = [(0.25 * edited.seconds, 0.75 * edited.seconds)]
-    edited.write("inpainted", between=span)
     edited.write("inpainted_raw", between=span, pasted=False)
+    edited.paste("inpainted", "inpainted_raw", Editing(between=span))
     edited.write("inpainted_official", between=span, pasted=False, mode="official")
     systems = {"Reference": "real", "VAE + vocoder": "reconstruction", "From text": "text_to_audio",
                "Inpainted": "inpainted", "The authors' way": "inpainted_official"}  # fmt: skip
