@@ -117,7 +117,9 @@ def load_waveform(path: str | Path, sample_rate: int) -> np.ndarray:
 
 
 def save_waveform(path: str | Path, waveform: Tensor | np.ndarray, sample_rate: int) -> None:
-    """Writes a (T,) waveform in [-1, 1] as 16-bit audio; the suffix names the format.
+    """Writes a waveform (T,) or (T, channels) in [-1, 1] as 16-bit audio; the suffix names the format.
+
+    What was read of a 16-bit file comes back bit for bit.
 
     Raises UserError for a waveform that is not finite, and where the file cannot be written; none is left cut.
     """
@@ -127,7 +129,7 @@ def save_waveform(path: str | Path, waveform: Tensor | np.ndarray, sample_rate: 
         raise UserError(f"{path}: the waveform is not finite, nothing is written")
     encoded = BytesIO()
     try:
-        clipped = np.clip(samples, -1.0, 1.0)
+        clipped = np.clip(np.round(samples * 32768.0), -32768, 32767).astype(np.int16)
         soundfile.write(encoded, clipped, sample_rate, subtype="PCM_16", format=path.suffix.removeprefix("."))
     except (ValueError, TypeError, soundfile.LibsndfileError):
         raise UserError(f"{path}: cannot be written; use a name that ends in .wav or .flac") from None
@@ -189,6 +191,14 @@ def slaney_filters(config: AudioConfig) -> Tensor:
     """The filters of `LogMel`, (num_fft // 2 + 1, M)."""
     c = config
     return mel_filters(c.num_fft, c.num_mel_bins, (c.mel_min_hz, c.mel_max_hz), c.sample_rate)
+
+
+def mel_centres(config: AudioConfig) -> list[float]:
+    """Hz at which each filter of `LogMel` is highest."""
+    from transformers.audio_utils import hertz_to_mel, mel_to_hertz  # takes seconds
+
+    first, last = (float(hertz_to_mel(hz, "slaney")) for hz in (config.mel_min_hz, config.mel_max_hz))
+    return [float(mel_to_hertz(mel, "slaney")) for mel in np.linspace(first, last, config.num_mel_bins + 2)[1:-1]]
 
 
 class LogMel(nn.Module):

@@ -1,4 +1,4 @@
-"""`audioldm2`: train, generate, describe, import. Thin; heavy imports wait until a sub-command runs."""
+"""`audioldm2`: train, generate, edit, describe, import. Thin; heavy imports wait until a sub-command runs."""
 
 import argparse
 import os
@@ -7,13 +7,14 @@ import sys
 import unicodedata
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from audioldm2_pl.errors import Interrupted, UserError, run_tool
 from audioldm2_pl.fields import check_fields, is_optional, range_text, without_none
-from audioldm2_pl.generation import Generation, Sampling, requests_of
+from audioldm2_pl.generation import Editing, Generation, Sampling, requests_of
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus")  # that a clip's name in a prompt file may have
 METAVARS = {int: "N", float: "X", str: "TEXT"}  # of flags without a unit
@@ -30,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="audioldm2", description="Train AudioLDM 2 and make sound with it.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_train, add_generate, add_describe, add_import):
+    for add in (add_train, add_generate, add_edit, add_describe, add_import):
         add(commands)
     return parser
 
@@ -53,41 +54,79 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
     add_fields(generate, Generation)
     add_fields(generate, Sampling, default="the model's own")
     generate.add_argument("--batch-size", type=int, default=16, help="clips made at once (%(default)s)")
-    generate.add_argument(
-        "--heads", choices=["folder", "official"], default="folder",
-        help="of the T-UNet: as its folder says, or 32 channels each as the authors trained (%(default)s)",
-    )  # fmt: skip
-    generate.add_argument(
-        "--vocoder", choices=["folder", "griffin-lim"], default="folder",
-        help="the model's network, or Griffin and Lim's algorithm (%(default)s)",
-    )  # fmt: skip
-    generate.add_argument("--device", default="auto", help="cpu, cuda, mps (the best there is)")
-    generate.add_argument(
-        "--precision", choices=["32", "bf16", "16"], default="32", help="bits of the networks' numbers (%(default)s)"
-    )
+    add_model_options(generate)
     generate.set_defaults(run=run_generate, further="prompts")
 
 
-def add_fields(parser: argparse.ArgumentParser, schema: type, default: str = "") -> None:
+def add_edit(commands: argparse._SubParsersAction) -> None:
+    edit = commands.add_parser("edit", help="change, continue or clean up a recording")
+    edit.add_argument("model", help="a model folder, or a hub id")
+    edit.add_argument("source", type=Path, metavar="IN.wav", help="the recording, of any length, rate and channels")
+    edit.add_argument("prompts", nargs="*", metavar="TEXT", help="what the edited part is to be")
+    edit.add_argument("--output", type=Path, default=Path("output/edited.wav"), help="file to write (%(default)s)")
+    add_fields(edit, Editing)
+    add_fields(edit, Generation, leave_out=("seconds", "prompt_at"))
+    add_fields(edit, Sampling, default="the model's own")
+    add_model_options(edit)
+    edit.set_defaults(run=run_edit, further="prompts")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """How a model is opened."""
+    parser.add_argument(
+        "--heads", choices=["folder", "official"], default="folder",
+        help="of the T-UNet: as its folder says, or 32 channels each as the authors trained (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--vocoder", choices=["folder", "griffin-lim"], default="folder",
+        help="the model's network, or Griffin and Lim's algorithm (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps (the best there is)")
+    parser.add_argument(
+        "--precision", choices=["32", "bf16", "16"], default="32", help="bits of the networks' numbers (%(default)s)"
+    )
+
+
+class Pairs(argparse.Action):
+    """Collects what is given in pairs, each entry of its own type: `--between 4 6 --between 8 9`."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, *, kinds: tuple[type, type], **options: Any):
+        super().__init__(option_strings, dest, nargs=2, **options)
+        self.kinds = kinds
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        try:
+            pair = tuple(kind(value) for kind, value in zip(self.kinds, values))
+        except ValueError as error:
+            parser.error(f"{option_string} {' '.join(values)}: {error}")
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest, []), pair])
+
+
+def add_fields(parser: argparse.ArgumentParser, schema: type, default: str = "", leave_out: Sequence[str] = ()) -> None:
     """A flag for each optional field of a dataclass: its names, type or words, help, unit, range and default.
 
     `default` says where a missing value comes from, if not from the dataclass. Ranges are checked later, by the schema.
     """
     hints = get_type_hints(schema)
-    for f in (f for f in fields(schema) if f.default is not MISSING):
+    for f in (f for f in fields(schema) if f.default is not MISSING and f.name not in leave_out):
         hint = without_none(hints[f.name]) if is_optional(hints[f.name]) else hints[f.name]
-        words = get_args(hint) if get_origin(hint) is Literal else ()
         names = [f"--{name.replace('_', '-')}" for name in (f.name, *f.metadata["aliases"])]
         shown = default or ("" if f.default in (None, "") else str(f.default))
         notes = [range_text(f.metadata["bounds"]), f"default: {shown}" if shown else ""]
-        parser.add_argument(
-            *names,
-            dest=f.name,
-            default=argparse.SUPPRESS,
-            type=str if words else hint,
-            metavar=f"{{{','.join(words)}}}" if words else f.metadata["unit"].upper() or METAVARS[hint],
-            help=f.metadata["help"] + (f" ({'; '.join(filter(None, notes))})" if any(notes) else ""),
-        )
+        about = f.metadata["help"] + (f" ({'; '.join(filter(None, notes))})" if any(notes) else "")
+        parser.add_argument(*names, dest=f.name, default=argparse.SUPPRESS, help=about, **kind_of(f, hint))
+
+
+def kind_of(field: Any, hint: Any) -> dict[str, Any]:
+    """How argparse reads a field of the type `hint`: a word, a yes or no, pairs, or one value."""
+    unit = field.metadata["unit"].upper()
+    if get_origin(hint) is list:  # of pairs
+        kinds = get_args(get_args(hint)[0])
+        return {"action": Pairs, "kinds": kinds, "metavar": (unit, "TEXT") if kinds[1] is str else ("START", "STOP")}
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    words = get_args(hint) if get_origin(hint) is Literal else ()
+    return {"type": str if words else hint, "metavar": f"{{{','.join(words)}}}" if words else unit or METAVARS[hint]}
 
 
 def given_fields(args: argparse.Namespace, schema: type) -> dict[str, Any]:
@@ -162,12 +201,8 @@ def run_import(args: argparse.Namespace) -> None:
 
 
 def run_generate(args: argparse.Namespace) -> None:
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-        generate(args)
-
-
-def generate(args: argparse.Namespace) -> None:
+    if args.file is None and not args.prompts and hasattr(args, "prompt_at"):
+        args.prompts = [min(args.prompt_at)[1]]
     named = [(f"{number:04d}_{file_name(text)}", text) for number, text in enumerate(args.prompts, 1)]
     if args.file is not None:
         named += read_prompts(args.file, first=len(named) + 1)
@@ -181,10 +216,8 @@ def generate(args: argparse.Namespace) -> None:
     check_fields(Sampling(**sampling))
 
     from audioldm2_pl.audio import save_waveform
-    from audioldm2_pl.pipeline import PRECISIONS, AudioLDM2
 
-    device, dtype = pick_device(args.device), PRECISIONS[args.precision]
-    model = AudioLDM2.from_pretrained(args.model, device, args.heads, args.vocoder, dtype)
+    model = open_model(args)
     check_output(args.output)
     for start in range(0, len(named), args.batch_size):  # written batch by batch: what is done stays done
         rows = named[start : start + args.batch_size]
@@ -193,6 +226,36 @@ def generate(args: argparse.Namespace) -> None:
             path = args.output / f"{name}.wav"
             save_waveform(path, waveform, model.sample_rate)
             print(f"{path}  {text}", flush=True)
+
+
+def run_edit(args: argparse.Namespace) -> None:
+    if len(args.prompts) > 1:
+        raise UserError(f"one TEXT says what the edited part is to be; {len(args.prompts)} are given, put it in quotes")
+    check_file_name(args.output)
+    editing = given_fields(args, Editing)
+    Editing(**editing).check()
+
+    from audioldm2_pl.audio import save_waveform
+
+    model = open_model(args)
+    check_output(args.output.parent)
+    asked, how = given_fields(args, Generation), given_fields(args, Sampling)
+    waveform, sample_rate = model.edit(args.source, *args.prompts, **editing, **asked, **how)
+    save_waveform(args.output, waveform.T, sample_rate)
+    print(args.output)
+
+
+def open_model(args: argparse.Namespace) -> Any:
+    from audioldm2_pl.pipeline import PRECISIONS, AudioLDM2
+
+    device, dtype = pick_device(args.device), PRECISIONS[args.precision]
+    return AudioLDM2.from_pretrained(args.model, device, args.heads, args.vocoder, dtype)
+
+
+def check_file_name(path: Path) -> None:
+    """UserError for an output file whose format cannot be written."""
+    if path.suffix.lower() not in (".wav", ".flac"):
+        raise UserError(f"--output {path}: use a name that ends in .wav or .flac")
 
 
 def check_output(folder: Path) -> None:
@@ -265,10 +328,17 @@ def is_option(word: str) -> bool:
     return word.startswith("-") and " " not in word
 
 
+def run(args: argparse.Namespace) -> None:
+    with warnings.catch_warnings():
+        if args.command in ("generate", "edit"):
+            warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+        args.run(args)
+
+
 def main(arguments: list[str] | None = None) -> int:
     args = parse_with_overrides(build_parser(), arguments)
     args.arguments = sys.argv[1:] if arguments is None else arguments
-    return run_tool(lambda: args.run(args))
+    return run_tool(lambda: run(args))
 
 
 if __name__ == "__main__":

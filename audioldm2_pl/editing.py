@@ -1,17 +1,29 @@
-"""Edits of existing sound: each function makes of a source the Edit that `AudioLDM2.generate(edit=...)` samples with.
+"""Edits of existing sound: what of a source stays in a sampled latent.
 
-Shapes: B clips, T samples, C × H × W latent, L' and D vectors of LOA and their width.
+An ability is a function that gives the mask of what is kept, or the timestep that a source is noised to. Inpainting,
+super-resolution and style transfer are those of AudioLDM (section 3.4); continuation is AudioLDM 2's (Figure 8).
+Shapes: B clips, C × H × W latent, L' and D vectors of LOA and their width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.generation import Mode
+
+
+@dataclass
+class Inversion:
+    """What leads a sampler back to a source: see `models.diffusion.invert`."""
+
+    latent: Tensor  # (B, C, H, W), the source noised to the first timestep
+    noise: Tensor  # (N, B, C, H, W), which each of N steps adds
 
 
 @dataclass
@@ -25,6 +37,11 @@ class Edit:
     keep: Tensor | None = None  # broadcastable to the latent, in [0, 1]: 1 keeps the source, 0 is sampled anew
     start_timestep: int | None = None  # the source is noised to it and sampled from there (SDEdit); None: from noise
     loa_prefix: Tensor | None = None  # (B, L', D), which GPT-2 continues
+    loa_suffix: Tensor | None = None  # (B, L', D), in the place of GPT-2's last vectors
+    inversion: Inversion | None = None  # of the source, with start_timestep
+    # official: the source is noised one step of the grid further, what is kept gets fresh noise at each step and is one
+    # denoising away from the source in the end
+    mode: Mode = "exact"
 
     def __post_init__(self) -> None:
         if self.latent is None and (self.keep is not None or self.start_timestep is not None):
@@ -36,13 +53,18 @@ class Edit:
         def take(values: Tensor | None) -> Tensor | None:
             return values if values is None or len(values) == 1 else values[index]
 
-        keep = self.keep if self.keep is None or self.keep.ndim < 4 else take(self.keep)
-        return replace(self, latent=take(self.latent), keep=keep, loa_prefix=take(self.loa_prefix))
+        changed = {name: take(getattr(self, name)) for name in ("latent", "loa_prefix", "loa_suffix")}
+        if self.keep is not None and self.keep.ndim == 4:
+            changed["keep"] = take(self.keep)
+        inversion = self.inversion and Inversion(self.inversion.latent[index], self.inversion.noise[:, index])
+        return replace(self, inversion=inversion, **changed)
 
     def to(self, device: torch.device | str) -> Edit:
         """The same on another device."""
-        tensors = {name: getattr(self, name) for name in ("latent", "keep", "loa_prefix")}
-        return replace(self, **{name: t.to(device) for name, t in tensors.items() if t is not None})
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {name: value.to(device) for name, value in given.items() if isinstance(value, Tensor)}
+        inversion = self.inversion and Inversion(self.inversion.latent.to(device), self.inversion.noise.to(device))
+        return replace(self, inversion=inversion, **moved)
 
     def blend(self, latent: Tensor, source: Tensor) -> Tensor:
         """The latent (B, C, H, W) with the source, noised as far as the latent is, where the mask keeps it."""
@@ -51,7 +73,8 @@ class Edit:
     def check(self, num_clips: int, model: Any) -> None:
         """UserError where the edit is of another number of clips, or not of the shapes of `model`, an AudioLDM2."""
         bins, width = model.audio.num_mel_bins // model.downsampling, model.unet.condition_widths.get("loa")
-        wanted = {"latent": ("B", model.unet.config.in_channels, "H", bins), "loa_prefix": ("B", "L'", width)}
+        loa = ("B", "L'", width)
+        wanted = {"latent": ("B", model.unet.config.in_channels, "H", bins), "loa_prefix": loa, "loa_suffix": loa}
         for name, sizes in wanted.items():
             values = getattr(self, name)
             if values is None:
@@ -72,16 +95,40 @@ class Edit:
 NO_EDIT = Edit()
 
 
-@torch.inference_mode()
-def continue_context(model: Any, context: Tensor) -> Edit:
-    """In-context continuation (paper Fig. 8): the first part of clips, (B, T) => an Edit whose LOA GPT-2 continues.
+@dataclass
+class Grid:
+    """A sound's latent frames and bins, in seconds and Hz."""
 
-    `model` is an AudioLDM2 with AudioMAE. AudioMAE encodes the context repeated to a whole clip: silence after it
-    would be encoded too, and continued. Raises UserError for a model without AudioMAE.
+    num_frames: int  # H
+    frames_per_second: float
+    bin_tops: list[float]  # Hz, the highest mel filter's centre in each of W latent bins
+
+    def span(self, start: float, stop: float) -> tuple[int, int]:
+        """The latent frames that seconds from `start` to `stop` touch."""
+        last = min(self.num_frames, -int(-stop * self.frames_per_second // 1))
+        return min(int(start * self.frames_per_second), last), last
+
+    def keep_outside(self, spans: Sequence[tuple[float, float]]) -> Tensor:
+        """Inpainting: 0 within spans of seconds, 1 outside, (H, W)."""
+        keep = torch.ones(self.num_frames, len(self.bin_tops))
+        for start, stop in spans:
+            first, last = self.span(start, stop)
+            keep[first:last] = 0
+        return keep
+
+    def keep_below(self, hz: float) -> Tensor:
+        """Super-resolution: 1 in the latent bins that lie below a frequency, 0 above, (H, W)."""
+        return torch.tensor([float(top <= hz) for top in self.bin_tops]).expand(self.num_frames, -1).clone()
+
+
+def start_of(strength: float, num_steps: int, num_timesteps: int, mode: Mode = "exact") -> int:
+    """The timestep at which a source of `strength` is sampled from. UserError where that leaves no step.
+
+    The authors' code counts steps of its grid, strength · num_steps of them, and noises the source one step further.
     """
-    num_samples = model.audio.num_samples
-    repeated = context.repeat(1, -(-num_samples // context.shape[1]))[:, :num_samples]  # (B, T)
-    loa = model.loa_of(repeated)  # (B, L, D), time-major
-    rows, columns = (max(1, size // model.audiomae.config.pooling) for size in model.audiomae.grid)
-    num_rows = max(1, round(context.shape[1] / num_samples * rows))
-    return Edit(loa_prefix=loa[:, : num_rows * columns])
+    if mode == "exact":
+        return max(1, round(strength * num_timesteps) - 1)
+    count = int(strength * num_steps)
+    if not 1 <= count < num_steps:
+        raise UserError(f"strength {strength} of {num_steps} steps: official mode needs 1 to {num_steps - 1} steps")
+    return num_timesteps // num_steps * (count - 1) + 1

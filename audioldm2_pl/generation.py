@@ -1,5 +1,5 @@
-"""What is asked for (Generation) and how it is sampled (Sampling): the one schema of the command line, Python, training
-and experiments.
+"""What is asked for (Generation), how a recording is edited (Editing) and how latents are sampled (Sampling): the one
+schema of the command line, Python, training and experiments.
 
 A field's metadata holds its help, its unit, its range (`bounds`) and other names that it goes by (`aliases`). This
 module imports no torch, so that `audioldm2 --help` starts at once.
@@ -15,6 +15,9 @@ from audioldm2_pl.fields import bounded, check_fields, nearest
 
 Sampler = Literal["ddim", "ddpm", "dpm-solver++", "unipc", "euler", "heun", "pndm"]
 Unconditional = Literal["zero", "gpt2"]
+Mode = Literal["exact", "official"]
+RestyleMethod = Literal["sdedit", "inversion"]
+ABILITIES = ("between", "above", "extend", "restyle", "vary")  # of which an edit is one
 
 
 @dataclass
@@ -27,6 +30,9 @@ class Sampling:
     eta: float = bounded(1.0, ge=0, le=1, help="noise added back by DDIM: 1 in the authors' code, 0 in diffusers")
     unconditional: Unconditional = bounded(
         "zero", help="guidance is against zero LOA (the authors), or GPT-2's LOA for the negative prompt (diffusers)"
+    )
+    window_seconds: float | None = bounded(
+        None, gt=0, le=600, unit="seconds", help="longest sound that is sampled at once; left out, the model's clip"
     )
     candidates: int = bounded(
         1, ge=1, le=1_000, unit="clips", help="clips per prompt, of which CLAP picks the nearest; the authors sample 3"
@@ -42,10 +48,65 @@ class Generation:
     transcript: str | None = bounded(
         None, aliases=("transcripts",), help="what a speech model speaks; the prompt then describes the voice"
     )
+    prompt_at: list[tuple[float, str]] | None = bounded(
+        None, ge=0, le=86_400, unit="seconds", help="from SECONDS on it is TEXT; may be given several times"
+    )
     seconds: float | None = bounded(
-        None, gt=0, le=600, unit="seconds", help="length of the clip; left out, the model's own"
+        None, gt=0, le=86_400, unit="seconds", help="length of the clip; left out, the model's own"
     )
     seed: int = bounded(0, ge=0, lt=2**63, help="random seed of the first clip; the next ones count up")
+
+    def at(self, seconds: float) -> "Generation":
+        """The request with the prompt that holds at a time."""
+        passed = [(start, text) for start, text in self.prompt_at or () if start <= seconds]
+        return replace(self, prompt=max(passed, key=lambda entry: entry[0])[1], prompt_at=None) if passed else self
+
+
+@dataclass
+class Editing:
+    """How a recording is edited: one of the first five, or `between` and `above` together."""
+
+    between: list[tuple[float, float]] | None = bounded(
+        None, ge=0, le=86_400, unit="seconds", help="regenerate from START to STOP; may be given several times"
+    )
+    above: float | None = bounded(
+        None, gt=0, le=192_000, unit="hz", help="regenerate the frequencies above (super-resolution)"
+    )
+    extend: float | None = bounded(None, gt=0, le=86_400, unit="seconds", help="continue the sound for so long")
+    restyle: float | None = bounded(
+        None, gt=0, le=1, unit="strength", help="change the sound to what the text says; 1 leaves nothing of it"
+    )
+    vary: float | None = bounded(
+        None, gt=0, le=1, unit="strength", help="another take of the sound, by its own LOA instead of a text's"
+    )
+    restyle_method: RestyleMethod = bounded(
+        "sdedit", help="noise alone, or DDPM inversion, which keeps more of the source at the same strength"
+    )
+    source_prompt: str = bounded("", help="what the source is, for inversion")
+    source_guidance: float = bounded(3.0, ge=0, le=100, help="guidance scale of inversion")
+    source_transcript: str = bounded("", help="what a source says that a speech model continues")
+    mode: Mode = bounded(
+        "exact", help="the authors' own code noises a source one step too far, and ends without the source"
+    )
+    paste_back: bool = bounded(True, help="put the source's own samples back where nothing was to change")
+
+    def check(self) -> None:
+        """UserError for a value out of its range, no ability or two that exclude each other."""
+        check_fields(self)
+        chosen = [name for name in ABILITIES if getattr(self, name) is not None]
+        if not chosen or (len(chosen) > 1 and chosen != ["between", "above"]):
+            flags = ", ".join(f"--{name}" for name in ABILITIES)
+            raise UserError(f"{' and '.join(chosen) or 'no edit'}: choose one of {flags}, or --between and --above")
+        for start, stop in self.between or ():
+            if start >= stop:
+                raise UserError(f"--between {start:g} {stop:g}: the first has to be before the second")
+        if self.restyle_method == "inversion" and (self.restyle is None or self.mode == "official"):
+            raise UserError("--restyle-method inversion: goes with --restyle, and not with --mode official")
+
+    @property
+    def strength(self) -> float | None:
+        """Share of the noise that the source gets; None: the edited part is sampled from noise alone."""
+        return self.restyle if self.vary is None else self.vary
 
 
 def by_name(values: Mapping[str, Any], *schemas: type) -> list[dict[str, Any]]:
@@ -81,7 +142,7 @@ def requests_of(
 
 def column(name: str, value: Any, num_clips: int) -> list[Any]:
     """A field's value for each clip."""
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    if name == "prompt_at" or isinstance(value, str) or not isinstance(value, Iterable):
         counts_up = name == "seed" and isinstance(value, Integral)
         return [int(value) + i if counts_up else value for i in range(num_clips)]
     values = [int(v) if isinstance(v, Integral) else v for v in value]
@@ -92,10 +153,11 @@ def column(name: str, value: Any, num_clips: int) -> list[Any]:
 
 def check_request(request: Generation, number: int, empty_prompts: bool = False) -> None:
     """UserError where a request's fields are out of their ranges or no text; `number` counts the prompts from 1."""
-    for text in (request.prompt, request.negative_prompt, request.transcript or ""):
+    later = [text for _, text in request.prompt_at or ()]
+    for text in (request.prompt, request.negative_prompt, request.transcript or "", *later):
         if not isinstance(text, str) or any("\ud800" <= c <= "\udfff" for c in text):
             raise UserError(f"prompt {number} is no text: {text!r}")
-    if not request.prompt.strip() and not empty_prompts:
+    if not all(text.strip() for text in (request.prompt, *later)) and not empty_prompts:
         raise UserError(f"prompt {number} is empty; write what you want to hear")
     check_fields(request)
 
@@ -119,6 +181,6 @@ def check_sampling(sampling: Sampling, num_timesteps: int) -> None:
 def texts_of(requests: Sequence[Generation]) -> dict[str, list[str]]:
     """All texts of requests under the keys that conditioners read: "text" and "transcript"."""
     return {
-        "text": [text for request in requests for text in (request.prompt, request.negative_prompt)],
+        "text": [t for r in requests for t in (r.prompt, r.negative_prompt, *(t for _, t in r.prompt_at or ()))],
         "transcript": [request.transcript or "" for request in requests],
     }

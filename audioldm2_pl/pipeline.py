@@ -5,7 +5,6 @@ Letters: B prompts, L vectors of LOA, D width, C × H × W latent, T samples.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,10 +16,11 @@ from torch import Tensor, nn
 
 from audioldm2_pl import generation
 from audioldm2_pl.audio import Fbank, LogMel, griffin_lim
-from audioldm2_pl.conditioners.condition import Condition, warn_unread
+from audioldm2_pl.conditioners.condition import Condition
+from audioldm2_pl.conditioning import check_finite, check_readable, encode_requests
 from audioldm2_pl.editing import NO_EDIT, Edit
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.generation import Generation, Sampling, check_sampling, check_transcripts
+from audioldm2_pl.generation import Editing, Generation, Sampling, check_sampling
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.hub.parts import find_model
 from audioldm2_pl.models.diffusion import Progress, draw_noise, part_of, sample
@@ -29,7 +29,9 @@ from audioldm2_pl.models.guidance import UNetInputs, predictor
 from audioldm2_pl.models.unet import TUNetConfig, official_heads
 from audioldm2_pl.models.vae import latent_of, log_mel_of
 from audioldm2_pl.models.vocoder import audio_of, vocode
+from audioldm2_pl.recording import Recording, check_editable, edit_recording
 from audioldm2_pl.seeds import seed_of
+from audioldm2_pl.windows import generate_by_windows, lengths, needs_windows
 
 VOCODERS = ("folder", "griffin-lim")  # what makes waveforms of log-mels
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}  # --precision
@@ -137,33 +139,6 @@ class AudioLDM2:
             loa_prefix = loa_prefix.expand(len(read[0]), -1, -1)
         return self.loa_generator.generate(read, loa_prefix=loa_prefix)
 
-    def unet_inputs(self, conditions: Mapping[str, Condition]) -> UNetInputs:
-        """Named conditions (B, L, D) => those that the T-UNet reads, in its order."""
-        config = self.unet.config
-        film = None if config.film is None else conditions[config.film].embedding[:, 0]  # (B, D)
-        return UNetInputs([conditions[name] for name in config.conditions], film)
-
-    def guided_inputs(
-        self, conditions: Mapping[str, Condition], negative_prompts: Sequence[str], sampling: Sampling
-    ) -> UNetInputs:
-        """Named conditions (B, L, D), LOA among them, as the T-UNet reads them, and what guidance is against.
-
-        That is each negative prompt and zero LOA, as in training's condition dropout, or with `unconditional="gpt2"`
-        the LOA that GPT-2 generates for the negative prompt, as in diffusers.
-        """
-        inputs = self.unet_inputs(conditions)
-        if sampling.guidance_scale != 1.0:
-            negatives = list(negative_prompts if len(set(negative_prompts)) > 1 else negative_prompts[:1])
-            without = self.encode_conditions(negatives)
-            if self.uses_loa:
-                zeros = torch.zeros_like(conditions["loa"].embedding[:1])
-                loa = self.generate_loa(without) if sampling.unconditional == "gpt2" else zeros
-                without["loa"] = Condition.of(loa)
-            num_rows = len(next(iter(conditions.values())))
-            read = {name: condition.expand(num_rows) for name, condition in without.items()}
-            inputs.unconditional = self.unet_inputs(read)
-        return inputs
-
     def sample_latent(self, inputs: UNetInputs, num_latent_frames: int, seeds: Sequence[int], sampling: Sampling,
                       edit: Edit = NO_EDIT, progress: Progress | None = None) -> Tensor:  # fmt: skip
         """What the T-UNet reads => latent (B, C, H, W). Sample i depends on row i and seeds[i] alone.
@@ -202,6 +177,7 @@ class AudioLDM2:
         Generation's also a list, one for each. One `seed` counts up. `sampling` is as the model was measured where it
         is not given. Of several `candidates` per prompt the one is returned that CLAP finds nearest to it. `loa`
         (B, L, D) replaces GPT-2's. `edit` keeps some of a source. `progress` is called with (step, number of steps).
+        Sounds longer than `window_seconds` are made by windows, and so are those whose prompt changes (`prompt_at`).
 
         Warns of what is not read of a text. Raises UserError on an empty prompt, an unknown setting or one out of its
         range, lengths that differ, and a waveform that is not finite.
@@ -211,20 +187,56 @@ class AudioLDM2:
         clips = generation.requests_of(requests, asked, empty_prompts=not self.needs_prompt)
         sampling = replace(sampling or self.sampling, **how)
         check_sampling(sampling, self.scheduler.config.num_train_timesteps)
-        self.check_readable(clips, loa, edit)
-        num_samples = self.lengths(clips, edit)[1]
+        check_readable(self, clips, loa, edit)
+        num_latent_frames, num_samples = lengths(self, clips, edit)
+        by_windows = needs_windows(self, clips, sampling, num_latent_frames)
+        if by_windows and (loa is not None or edit is not NO_EDIT):
+            raise UserError("loa and edit are for sounds of one window; leave them out, or ask for a shorter sound")
         size = max(1, MAX_BATCH // sampling.candidates)  # prompts whose candidates make one batch
         starts = range(0, len(clips), size)
         made = []
         for number, start in enumerate(starts):
-            rows = slice(start, start + size)
-            latent = self.generate_latent(
-                clips[rows], sampling, edit.rows(rows), None if loa is None else loa[rows],
-                part_of(progress, number, len(starts)),
-            )  # fmt: skip
-            waveforms = [self.vocode(self.decode_mel(part))[:, :num_samples] for part in latent.split(MAX_BATCH)]
-            made.append(self.best_of(torch.cat(waveforms).float().cpu(), clips[rows]))
+            rows, part = slice(start, start + size), part_of(progress, number, len(starts))
+            if by_windows:
+                waveform = generate_by_windows(self, clips[rows], sampling, num_latent_frames, part)
+            else:
+                given_loa = None if loa is None else loa[rows]
+                waveform = self.render(clips[rows], sampling, edit.rows(rows), given_loa, part)[1]
+            made.append(waveform[:, :num_samples])
         return torch.cat(made)
+
+    @torch.inference_mode()
+    def edit(
+        self, source: str | Path | Tensor, request: str | Generation = "", *, sample_rate: int | None = None,
+        sampling: Sampling | None = None, progress: Progress | None = None, **values: Any,
+    ) -> tuple[Tensor, int]:  # fmt: skip
+        """A file, or waveform (T,) or (channels, T) at `sample_rate` Hz => the edited waveform and its rate.
+
+        `values` are fields of Editing, Generation and Sampling, such as `between=[(4, 6)], num_steps=50`. Raises
+        UserError as `generate`, and for an edit that the source or the model does not allow.
+        """
+        given = {name: value for name, value in values.items() if value is not None}
+        asked, how, changes = generation.by_name(given, Generation, Sampling, Editing)
+        editing, sampling = Editing(**changes), replace(sampling or self.sampling, **how)
+        editing.check()
+        check_sampling(sampling, self.scheduler.config.num_train_timesteps)
+        empty = not self.needs_prompt or editing.vary is not None or editing.restyle is None
+        [clip] = generation.requests_of(request, asked, empty_prompts=empty)
+        check_editable(self, clip, editing)
+        if isinstance(source, Tensor):
+            recording = Recording(source, sample_rate or self.sample_rate)
+        else:
+            recording = Recording.load(source)
+        edited = edit_recording(self, recording, clip, editing, sampling, progress)
+        return edited.waveform, edited.sample_rate
+
+    def render(self, requests: Sequence[Generation], sampling: Sampling, edit: Edit = NO_EDIT,
+               loa: Tensor | None = None, progress: Progress | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Requests => latents (B, C, H, W) and waveforms (B, T) of the best candidates, on the CPU."""
+        latent = self.generate_latent(requests, sampling, edit, loa, progress)
+        waveform = torch.cat([self.vocode(self.decode_mel(part)).float().cpu() for part in latent.split(MAX_BATCH)])
+        chosen = self.best_of(waveform, requests)
+        return latent.cpu()[chosen], waveform[chosen]
 
     def generate_latent(self, requests: Sequence[Generation], sampling: Sampling, edit: Edit = NO_EDIT,
                         loa: Tensor | None = None, progress: Progress | None = None) -> Tensor:  # fmt: skip
@@ -232,8 +244,8 @@ class AudioLDM2:
 
         GPT-2 runs once a prompt, the T-UNet on up to MAX_BATCH samples at once. `loa` (B, L, D) replaces GPT-2's.
         """
-        inputs = self.encode(requests, sampling, edit, loa)
-        num_latent_frames, count = self.lengths(requests, edit)[0], sampling.candidates
+        inputs = encode_requests(self, requests, sampling, edit, loa)
+        num_latent_frames, count = lengths(self, requests, edit)[0], sampling.candidates
         seeds = [r.seed if j == 0 else seed_of(r.seed, j) for r in requests for j in range(count)]
         rows = torch.arange(len(requests)).repeat_interleave(count)  # (B · candidates,)
         chunks, latents = rows.split(MAX_BATCH), []
@@ -244,44 +256,26 @@ class AudioLDM2:
             ))  # fmt: skip
         return torch.cat(latents)
 
-    def encode(self, requests: Sequence[Generation], sampling: Sampling, edit: Edit = NO_EDIT,
-               loa: Tensor | None = None) -> UNetInputs:  # fmt: skip
-        """Requests => what the T-UNet reads of them, one row each; see `generate_latent`."""
-        conditions = self.encode_conditions([r.prompt for r in requests], [r.transcript or "" for r in requests])
-        if self.uses_loa:
-            loa = self.generate_loa(conditions, edit.loa_prefix) if loa is None else loa
-            check_finite(loa, "LOA", "the weights in language_model/, or what it reads, are damaged")
-            conditions["loa"] = Condition.of(loa.to(self.device, self.dtype))
-        return self.guided_inputs(conditions, [r.negative_prompt for r in requests], sampling)
-
     def best_of(self, waveforms: Tensor, requests: Sequence[Generation]) -> Tensor:
-        """Each request's candidates (B · candidates, T) => of each the one that CLAP finds nearest to it (B, T)."""
+        """Candidates (B · candidates, T) => the index (B,) of each request's that CLAP finds nearest to its prompt."""
         check_finite(waveforms, "the waveform", "the weights in vae/ or vocoder/ are damaged")
         count = len(waveforms) // len(requests)
+        first = torch.arange(len(requests)) * count
         if count == 1:
-            return waveforms
+            return first
         tries = waveforms.split(count)
-        return torch.stack([t[self.similarity(t, r.prompt).argmax()] for t, r in zip(tries, requests)])
-
-    def check_readable(self, requests: Sequence[Generation], loa: Tensor | None, edit: Edit) -> None:
-        """UserError where the model does not read what is given; warns of what no encoder reads of a text."""
-        check_transcripts(requests, self.is_speech)
-        num_given = (loa is not None) + (edit.loa_prefix is not None)
-        if num_given and not self.uses_loa:
-            raise UserError("this model reads no LOA; leave it out")
-        if num_given == 2:
-            raise UserError("loa and edit.loa_prefix: give one of them; GPT-2 continues nothing where LOA is given")
-        edit.check(len(requests), self)
-        warn_unread(self.conditioners.values(), generation.texts_of(requests))
+        return first + torch.stack([self.similarity(t, r.prompt).argmax() for t, r in zip(tries, requests)])
 
     @torch.inference_mode()
     def reconstruct(self, waveform: Tensor) -> Tensor:
         """Waveform (B, T) through VAE and vocoder and back, (B, T)."""
         num_samples = waveform.shape[1]
-        unit = self.audio.hop_length * self.downsampling
-        padded = nn.functional.pad(waveform.to(self.device), (0, -num_samples % unit))
-        log_mel = self.decode_mel(latent_of(self.vae, self.log_mel(padded).to(self.dtype), sample=False))
-        return self.vocode(log_mel)[:, :num_samples].float().cpu()
+        padded = nn.functional.pad(waveform, (0, -num_samples % self.unit))
+        return self.vocode(self.decode_mel(self.encode_latent(padded)))[:, :num_samples].float().cpu()
+
+    def encode_latent(self, waveform: Tensor, sample: bool = False) -> Tensor:
+        """Waveforms (B, H · unit) => the VAE's latent (B, C, H, W): its mode, or a draw from the posterior."""
+        return latent_of(self.vae, self.log_mel(waveform.to(self.device)).to(self.dtype), sample=sample)
 
     @torch.inference_mode()
     def loa_of(self, waveform: Tensor) -> Tensor:
@@ -325,25 +319,17 @@ class AudioLDM2:
         """Frames to one latent position."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
-    def lengths(self, requests: Sequence[Generation], edit: Edit = NO_EDIT) -> tuple[int, int]:
-        """Latent frames and samples of the clips: the latent covers them, the waveforms are cut to them.
+    @property
+    def unit(self) -> int:
+        """Samples to one latent frame."""
+        return self.audio.hop_length * self.downsampling
 
-        Raises UserError where requests, or they and the source of an edit, are not of one length.
-        """
-        seconds = {request.seconds for request in requests}
-        if len(seconds) > 1:
-            raise UserError(f"seconds={', '.join(map(str, seconds))}: the clips of one call have one length")
-        unit = self.audio.hop_length * self.downsampling  # samples to one latent frame
-        source = None if edit.latent is None else edit.latent.shape[2]
-        default = self.audio.clip_seconds if source is None else source * unit / self.sample_rate
-        num_samples = round((seconds.pop() or default) * self.sample_rate)
-        smallest = 2 ** (len(self.unet.config.block_out_channels) - 1)  # the T-UNet halves it once a level
-        num_latent_frames = max(smallest, math.ceil(num_samples / unit))
-        if source not in (None, num_latent_frames):
-            raise UserError(f"the clip is {num_latent_frames} latent frames long, but the edit's source has {source}")
-        return num_latent_frames, num_samples
+    @property
+    def smallest_latent(self) -> int:
+        """Frames of the shortest latent: the T-UNet halves it once a level."""
+        return 2 ** (len(self.unet.config.block_out_channels) - 1)
 
-
-def check_finite(values: Tensor, what: str, cause: str) -> None:
-    if not torch.isfinite(values).all():
-        raise UserError(f"{what} is not finite: {cause}")
+    @property
+    def continues_loa(self) -> bool:
+        """Whether GPT-2 can continue the LOA of a context; the published folders have no AudioMAE for it."""
+        return self.uses_loa and self.audiomae is not None and self.loa_generator is not None

@@ -24,6 +24,7 @@ from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.conditioners.phonemes import PhonemeConfig, PhonemeEncoder, prepare_espeak
 from audioldm2_pl.conditioners.t5 import T5, T5EncoderConfig
 from audioldm2_pl.conditioners.tokenizers import build_roberta_tokenizer
+from audioldm2_pl.conditioning import guided_inputs
 from audioldm2_pl.generation import Sampling
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.hub.original.clap import text_only
@@ -191,7 +192,7 @@ def audioldm1_gap(folder: Path, scale: float) -> float:
     noise = torch.randn(8, 64, 16, generator=torch.Generator().manual_seed(SEED))
     stock("a bell", 2.56, 10, scale, eta=0.0, latents=noise[None].clone())
     sampling = Sampling(None, 10, scale, eta=0.0)
-    inputs = ours.guided_inputs(ours.encode_conditions(["a bell"]), [""], sampling)
+    inputs = guided_inputs(ours, ours.encode_conditions(["a bell"]), [""], sampling)
     latent = ours.sample_latent(inputs, 64, [SEED], sampling)
     return float((ours.decode_mel(latent) - expected[0]).abs().max())
 
@@ -224,7 +225,7 @@ def generation_rows() -> list[Row]:
             conditions = ours.encode_conditions([prompt], None if said is None else [said])
             conditions["loa"] = Condition.of(ours.generate_loa(conditions))
             sampling = Sampling(None, 10, scale, eta=0.0, unconditional="gpt2")
-            inputs = ours.guided_inputs(conditions, [negative_prompt], sampling)
+            inputs = guided_inputs(ours, conditions, [negative_prompt], sampling)
             latent = ours.sample_latent(inputs, 64, [SEED], sampling)
             expected = stock.vae.decode(theirs / stock.vae.config.scaling_factor).sample
             gap = float((ours.decode_mel(latent) - expected).abs().max())

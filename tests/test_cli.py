@@ -163,7 +163,7 @@ def test_bfloat16_from_the_command_line(smoke_run, tmp_path):
     ("options", "message"),
     [
         (["--steps", "0"], "num_steps=0 has to be from 1 to 100000"),
-        (["--seconds", "0"], "seconds=0.0 has to be above 0 and at most 600"),
+        (["--seconds", "0"], "seconds=0.0 has to be above 0 and at most 86400"),
         (["--unconditional", "none"], "choose one of zero, gpt2"),
         (["--batch-size", "0"], "--batch-size 0"),
         (["--batch-size", "-1"], "--batch-size -1"),

@@ -1,9 +1,10 @@
-"""What an Edit keeps of a source in `AudioLDM2.generate`, and the in-context continuation."""
+"""What an Edit keeps of a source in `AudioLDM2.generate`."""
 
 import pytest
 import torch
 
-from audioldm2_pl.editing import Edit, continue_context
+from audioldm2_pl.conditioning import encode_requests
+from audioldm2_pl.editing import Edit, Grid, start_of
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.generation import Generation, Sampling
 from audioldm2_pl.models.vae import latent_of
@@ -89,17 +90,35 @@ def test_generation_reads_the_loa_prefix(model):
     conditions = model.encode_conditions([r.prompt for r in REQUESTS])
     loa = model.generate_loa(conditions, prefix)
     assert torch.equal(loa[:, :3], prefix.expand(2, -1, -1))
-    inputs = model.encode(REQUESTS, SAMPLING, Edit(loa_prefix=prefix))
+    inputs = encode_requests(model, REQUESTS, SAMPLING, Edit(loa_prefix=prefix))
     assert torch.equal(inputs.conditions[0].embedding, loa)
     edited = model.generate(REQUESTS, sampling=SAMPLING, edit=Edit(loa_prefix=prefix))
     torch.testing.assert_close(edited, model.generate(REQUESTS, sampling=SAMPLING, loa=loa))
 
 
-def test_a_continuation_begins_with_the_loa_of_the_context_alone(model):
-    waveform = torch.randn(2, 40_960) * 0.1
-    edit = continue_context(model, waveform[:, : 40_960 // 4])
-    rows, columns = (size // model.audiomae.config.pooling for size in model.audiomae.grid)
-    assert edit.loa_prefix.shape == (2, max(1, rows // 4) * columns, 32)
-    expected = model.loa_of(waveform[:, : 40_960 // 4].repeat(1, 4))[:, : edit.loa_prefix.shape[1]]
-    assert torch.equal(edit.loa_prefix, expected)
-    assert model.generate(REQUESTS, sampling=SAMPLING, edit=edit).shape == (2, 40_960)
+def test_a_loa_suffix_takes_the_last_vectors(model):
+    suffix = torch.randn(1, 2, 32, generator=torch.Generator().manual_seed(0))
+    plain = encode_requests(model, REQUESTS, SAMPLING).conditions[0].embedding
+    ended = encode_requests(model, REQUESTS, SAMPLING, Edit(loa_suffix=suffix)).conditions[0].embedding
+    assert torch.equal(ended[:, :-2], plain[:, :-2]) and torch.equal(ended[:, -2:], suffix.expand(2, -1, -1))
+
+
+def test_the_authors_start_lies_one_step_of_the_grid_below_the_noise():
+    # strength 0.5 of 200 steps: noised to timestep 501, sampled from 496 (AudioLDM's style_transfer)
+    assert start_of(0.5, 200, 1000, "official") == 496
+    assert start_of(0.5, 200, 1000) == 499 and start_of(1.0, 200, 1000) == 999
+    # 150 steps do not divide 1000: the authors' grid has a spacing of 6 and counts 75 steps of it
+    assert start_of(0.5, 150, 1000, "official") == 6 * 74 + 1
+    for strength, num_steps in ((1.0, 200), (0.001, 200)):
+        with pytest.raises(UserError, match="official mode needs 1 to 199 steps"):
+            start_of(strength, num_steps, 1000, "official")
+
+
+def test_spans_and_bins_lie_on_the_latent_grid():
+    grid = Grid(256, 25.0, [500.0, 1000.0, 4000.0, 8000.0])
+    assert grid.span(4.0, 6.0) == (100, 150) and grid.span(4.01, 4.05) == (100, 102)
+    assert grid.span(10.0, 99.0) == (250, 256) and grid.span(50.0, 60.0) == (256, 256)
+    keep = grid.keep_outside([(0.0, 1.0), (2.0, 3.0)])
+    assert keep.shape == (256, 4) and keep[:25].sum() == 0 and keep[25:50].all() and not keep[50:75].any()
+    below = grid.keep_below(4000.0)
+    assert below[:, :3].all() and not below[:, 3:].any()

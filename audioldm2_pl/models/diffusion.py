@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor
 
-from audioldm2_pl.editing import NO_EDIT, Edit
+from audioldm2_pl.editing import NO_EDIT, Edit, Inversion
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import bounded, check_fields
 from audioldm2_pl.generation import Sampler, Sampling
@@ -149,24 +149,62 @@ def sample(
         generators: one a sample, on the CPU: the noise that DDIM (η > 0) and DDPM add at each step.
         edit: with `start_timestep`, steps above it are left out, and the source is noised as far as the first that is
             left: a low one changes details alone (SDEdit, Meng et al. 2022; style transfer in AudioLDM). With `keep`,
-            the source, noised as far as the latent, takes its place there at each step, and in the end as it is.
+            the source, noised as far as the latent, takes its place there at each step, and in the end as it is. With
+            `inversion`, the steps add the noise that it found. `mode="official"` is the authors' way, see `Edit`.
         progress: is called after each step.
     """
     scheduler = scheduler_of(scheduler, sampling.sampler)
     scheduler.set_timesteps(sampling.num_steps)
     timesteps = scheduler.timesteps if edit.latent is None else begin_at(scheduler, edit.start_timestep)
+    official = edit.mode == "official"
     latent = noise * scheduler.init_noise_sigma
-    if edit.start_timestep is not None:
-        latent = scheduler.add_noise(edit.latent, noise, timesteps[:1])
+    if edit.inversion is not None:
+        latent = edit.inversion.latent
+    elif edit.start_timestep is not None:
+        spacing = scheduler.config.num_train_timesteps // sampling.num_steps if official else 0
+        latent = scheduler.add_noise(edit.latent, noise, timesteps[:1] + spacing)
     for step, timestep in enumerate(timesteps, 1):
         if edit.keep is not None:
-            latent = edit.blend(latent, scheduler.add_noise(edit.latent, noise, timestep[None]))
+            fresh = draw_noise(noise.shape[1:], generators).to(noise.device) if official else noise
+            latent = edit.blend(latent, scheduler.add_noise(edit.latent, fresh, timestep[None]))
         prediction = predict(scheduler.scale_model_input(latent, timestep), timestep.to(noise.device))
         extra = step_noise(scheduler, noise, generators, sampling.eta)
+        if edit.inversion is not None:
+            extra = {"eta": 1.0, "variance_noise": edit.inversion.noise[step - 1]}
         latent = scheduler.step(prediction, timestep, latent, **extra, return_dict=False)[0]
         if progress is not None:
             progress(step, len(timesteps))
-    return latent if edit.latent is None else edit.blend(latent, edit.latent)
+    return latent if edit.latent is None or official else edit.blend(latent, edit.latent)
+
+
+def invert(
+    predict: Predict,
+    scheduler,
+    latent: Tensor,
+    generators: Sequence[torch.Generator],
+    num_steps: int,
+    start_timestep: int,
+) -> Inversion:
+    """DDPM inversion (Huberman-Spiegelglas et al. 2024; of sound: Manor and Michaeli 2024) of latents (B, C, H, W).
+
+    Noise is drawn for each timestep on its own, and of each step the noise is found that leads from one to the next.
+    """
+    scheduler = scheduler_of(scheduler, "ddim")
+    scheduler.set_timesteps(num_steps)
+    timesteps = begin_at(scheduler, start_timestep)
+    states = [
+        scheduler.add_noise(latent, draw_noise(latent.shape[1:], generators).to(latent.device), timestep[None])
+        for timestep in timesteps
+    ]
+    states.append(latent)
+    spacing, noises = scheduler.config.num_train_timesteps // num_steps, []
+    for step, timestep in enumerate(timesteps):
+        prediction = predict(states[step], timestep.to(latent.device))
+        none = torch.zeros_like(latent)
+        mean = scheduler.step(prediction, timestep, states[step], eta=1.0, variance_noise=none, return_dict=False)[0]
+        sigma = scheduler._get_variance(timestep, timestep - spacing) ** 0.5
+        noises.append((states[step + 1] - mean) / sigma)
+    return Inversion(states[0], torch.stack(noises))
 
 
 def step_noise(scheduler, noise: Tensor, generators: Sequence[torch.Generator], eta: float) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Letters: B samples, C × H × W latent, L vectors of a condition, D their width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.models.diffusion import Predict, guide
-from audioldm2_pl.models.unet import TUNet
+from audioldm2_pl.models.unet import TUNet, TUNetConfig
 
 
 @dataclass
@@ -22,6 +23,12 @@ class UNetInputs:
     conditions: list[Condition]  # LOA and text, (B, L, D) each, as the model reads them
     film: Tensor | None = None  # (B, D): CLAP's embedding, for an AudioLDM 1
     unconditional: UNetInputs | None = None  # what guidance is against; None: no guidance
+
+    @classmethod
+    def of(cls, config: TUNetConfig, conditions: Mapping[str, Condition]) -> UNetInputs:
+        """Of named conditions (B, L, D) those that a T-UNet reads, in its order."""
+        film = None if config.film is None else conditions[config.film].embedding[:, 0]  # (B, D)
+        return cls([conditions[name] for name in config.conditions], film)
 
     def rows(self, index: Tensor) -> UNetInputs:
         """The samples at `index` (N,)."""

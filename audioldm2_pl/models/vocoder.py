@@ -19,7 +19,7 @@ from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import bounded, check_fields
 
-RECORDED = ("num_fft", "window_length", "mel_min_hz", "mel_max_hz")  # of the front end, in a vocoder's config.json
+RECORDED = ("num_fft", "window_length", "mel_min_hz", "mel_max_hz", "peak")  # of the front end, in a config.json
 
 
 @dataclass
@@ -110,7 +110,7 @@ def front_end_of(vocoder: SpeechT5HifiGan) -> dict[str, Any]:
     """
     config = vocoder.config
     top = config.sampling_rate / 2
-    assumed = (2048, 2048, 20.0, top) if config.sampling_rate > 16_000 else (1024, 1024, 0.0, top)
+    assumed = (2048, 2048, 20.0, top, 0.5) if config.sampling_rate > 16_000 else (1024, 1024, 0.0, top, 0.5)
     noted = {name: getattr(config, name, value) for name, value in zip(RECORDED, assumed)}
     return noted | {
         "sample_rate": config.sampling_rate,
@@ -130,7 +130,7 @@ def audio_of(vae: Any, vocoder: SpeechT5HifiGan, unet: Any) -> AudioConfig:
 def check_front_end(vocoder: SpeechT5HifiGan, audio: AudioConfig) -> None:
     """Raises UserError where an experiment's log-mels are not those of a vocoder that it takes from elsewhere."""
     for name, value in front_end_of(vocoder).items():
-        if value != getattr(audio, name):
+        if name != "peak" and value != getattr(audio, name):  # a vocoder serves sound of any level
             raise UserError(
                 f"audio.{name} is {getattr(audio, name)}, but the vocoder that `from:` names was trained with {value}; "
                 "make them equal, or train a vocoder"

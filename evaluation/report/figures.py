@@ -218,7 +218,7 @@ def continuation(bench: Bench) -> Figure:
         return torch.cat([waveform[:, :start], beep(rate).expand(len(part), -1), rest], dim=1)
 
     bench.write(clips, {
-        "continued": lambda part, wave: generator.from_text(part, edit=generator.context_of(wave))[:, start:],
+        "continued": lambda part, wave: generator.continued(part, wave[:, :start], wave.shape[1]),
         "not_continued": lambda part, _: generator.from_text(part)[:, start:],
         "rest": lambda _, wave: wave[:, start:],
         "continuation": marked,
@@ -230,8 +230,8 @@ def continuation(bench: Bench) -> Figure:
         "continuation",
         "In-context continuation (Fig. 8)",
         f"{len(clips)} test clips: AudioMAE encodes the first {start / rate:.2f} s, repeated, GPT-2 is given these "
-        "vectors after the caption and continues them, and the T-UNet makes sound of both. Scored is what follows the "
-        f"context, against what followed in the real clip. To listen: the real context, a beep of "
+        "vectors after the caption and continues them, and the T-UNet keeps the latent of the context. Scored is what "
+        f"follows the context, against what followed in the real clip. To listen: the real context, a beep of "
         f"{BEEP_SECONDS} s, the rest.",
         interval_charts(measured),
         sounds_of(bench, clips, shown),

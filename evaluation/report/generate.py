@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audioldm2_pl.config import ExperimentConfig
-from audioldm2_pl.editing import Edit, continue_context
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.generation import Editing, Generation
 from audioldm2_pl.models.vae import latent_of
+from audioldm2_pl.recording import edit_waveforms
 from audioldm2_pl.seeds import seed_of
 
 from ..clips import LabelledClip
@@ -52,12 +53,18 @@ class Generator:
 
     def from_text(self, clips: Sequence[LabelledClip], **changes: Any) -> Tensor:
         """Audio (B, T) for the clips' captions; `changes`: `loa` (B, L, D) in GPT-2's place, `edit`, or sampling."""
-        if self.model.is_speech:
-            changes["transcript"] = [clip.transcript for clip in clips]
-        seeds = [seed_of(self.seed, "report", clip.key) for clip in clips]
         seconds = len(clips[0].waveform) / self.model.sample_rate
-        texts = [clip.text for clip in clips]
-        return self.model.generate(texts, sampling=self.sampling, seconds=seconds, seed=seeds, **changes)
+        return self.model.generate(self.requests(clips), sampling=self.sampling, seconds=seconds, **changes)
+
+    def requests(self, clips: Sequence[LabelledClip]) -> list[Generation]:
+        """What is asked for: the clips' captions, and of speech their transcripts."""
+        speech = self.model.is_speech
+        return [
+            Generation(
+                clip.text, transcript=clip.transcript if speech else None, seed=seed_of(self.seed, "report", clip.key)
+            )
+            for clip in clips
+        ]
 
     def systems(self) -> dict[str, System]:
         return {
@@ -88,6 +95,9 @@ class Generator:
             "VAE": latent_of(model.vae, log_mel, sample=False).mean(dim=2).flatten(1),
         }
 
-    def context_of(self, waveform: Tensor) -> Edit:
-        """The first quarter of waveforms (B, T) as an Edit whose LOA GPT-2 continues."""
-        return continue_context(self.model, waveform[:, : round(CONTEXT_SHARE * waveform.shape[1])])
+    def continued(self, clips: Sequence[LabelledClip], context: Tensor, num_samples: int) -> Tensor:
+        """What follows a context (B, T') of clips up to `num_samples`, (B, T - T'): its latent is kept, its LOA and the
+        caption continued."""
+        editing = Editing(extend=(num_samples - context.shape[1]) / self.model.sample_rate)
+        whole = edit_waveforms(self.model, context, self.requests(clips), editing, self.sampling)
+        return whole[:, context.shape[1] : num_samples]

@@ -8,9 +8,11 @@ from audioldm2_pl.audio import Fbank, LogMel
 from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models.audiomae import AudioMAE, AudioMAEConfig
+from audioldm2_pl.models.diffusion import DiffusionConfig, build_scheduler
 from audioldm2_pl.models.gpt2 import LOAGenerator, LOAGPT2Config, build_gpt2
 from audioldm2_pl.models.projection import ConditionProjection
-from audioldm2_pl.models.vae import VAEConfig, build_vae
+from audioldm2_pl.models.unet import TUNet, TUNetConfig
+from audioldm2_pl.models.vae import VAEConfig, build_vae, latent_of
 from evaluation.report import write_report
 from evaluation.report.bench import Bench
 from evaluation.report.figures import (
@@ -38,6 +40,9 @@ class WholeModel(Model):
     """The networks that figures read are real ones, small and untrained; only generation is made up."""
 
     device, downsampling, audio = torch.device("cpu"), 2, AUDIO
+    unit, smallest_latent, continues_loa = 2 * AUDIO.hop_length, 2, True
+    unet = TUNet(TUNetConfig(sample_size=32, block_out_channels=[32, 32], attention_levels=[], num_heads=[1, 1]))
+    scheduler = build_scheduler(DiffusionConfig())
 
     def __init__(self, split):
         super().__init__(split, 0.0)
@@ -56,10 +61,17 @@ class WholeModel(Model):
     def loa_of(self, waveform):
         return self.audiomae.loa(self.fbank(waveform))
 
-    def generate(self, texts, *, sampling, loa=None, edit=None, guidance_scale=None, **rest):
+    def encode_latent(self, waveform, sample):
+        return latent_of(self.vae, self.log_mel(waveform), sample=sample)
+
+    def render(self, requests, sampling, edit, loa, progress):
+        """The clips, and what they kept of LOA and latent."""
+        made = self.loa_generator.generate(conditions_of(len(requests)), loa_prefix=edit.loa_prefix)
+        assert edit.keep is not None
+        return edit.latent, self.generate(requests, sampling=sampling, loa=made, seconds=AUDIO.clip_seconds)
+
+    def generate(self, texts, *, sampling, loa=None, guidance_scale=None, **rest):
         guidance_scale = sampling.guidance_scale if guidance_scale is None else guidance_scale
-        if edit is not None:
-            loa = self.loa_generator.generate(conditions_of(len(texts)), loa_prefix=edit.loa_prefix)
         if loa is not None:
             self.loas.append(loa)
         self.scales.append(guidance_scale)

@@ -65,11 +65,11 @@ class PerfectModel:
         self.clips = {clip.text: torch.from_numpy(clip.waveform) for clip in read_clips(split, AUDIO)}
         self.num_generated = 0
 
-    def generate(self, texts, *, seconds, seed, sampling, loa=None, **changes):
+    def generate(self, requests, *, seconds, sampling, loa=None, **changes):
         assert replace(sampling, **changes).num_steps
-        assert seconds == AUDIO.clip_seconds and len(seed) == len(texts)
-        self.num_generated += len(texts)
-        return torch.stack([self.clips[text] for text in texts]) if loa is None else loa
+        assert seconds == AUDIO.clip_seconds
+        self.num_generated += len(requests)
+        return torch.stack([self.clips[request.prompt] for request in requests]) if loa is None else loa
 
     def reconstruct(self, waveform):
         return waveform

@@ -4,7 +4,7 @@ import diffusers
 import pytest
 import torch
 
-from audioldm2_pl.editing import NO_EDIT, Edit
+from audioldm2_pl.editing import NO_EDIT, Edit, start_of
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.generation import Sampling, check_sampling
 from audioldm2_pl.models.diffusion import (
@@ -16,6 +16,7 @@ from audioldm2_pl.models.diffusion import (
     diffusion_target,
     draw_noise,
     guide,
+    invert,
     q_sample,
     sample,
 )
@@ -299,3 +300,39 @@ def test_ddim_sums_of_diffusers_own_tests(changed, total, mean):
     latent = sample(lambda z, t: z * t / (t + 1), scheduler, ramp, generators(0, 1, 2, 3), Sampling(None, 10, eta=0.0))
     assert abs(latent.abs().sum().item() - total) < 1e-2
     assert abs(latent.abs().mean().item() - mean) < 1e-3
+
+
+def test_official_mode_noises_one_step_further_and_never_pastes():
+    """AudioLDM's style_transfer and inpainting: fresh noise at each step, and no source in the end."""
+    config, source = DiffusionConfig(), torch.full((1, *SHAPE), 3.0)
+    seen = []
+
+    def predict(latent: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        seen.append((int(timestep), latent))
+        return gaussian_predictor(config, 0.0, 1.0)(latent, timestep)
+
+    start = start_of(0.5, 50, 1000, "official")
+    draw(config, predict, 0, num_steps=50, edit=Edit(source, start_timestep=start, mode="official"))
+    noise = draw_noise(SHAPE, generators(0))
+    expected = build_scheduler(config).add_noise(source, noise, torch.tensor([start + 20]))
+    assert seen[0][0] == start
+    torch.testing.assert_close(seen[0][1], expected)
+    seen.clear()
+    kept = draw(config, predict, 0, num_steps=50, edit=Edit(source, torch.ones(1), mode="official"))
+    assert 0 < (kept - source).abs().mean() < 0.5  # one denoising away
+    first, second = (latent for _, latent in seen[-2:])
+    assert (first - second).std() > 0.01  # noise of its own at each step
+
+
+def test_inversion_leads_back_to_the_source():
+    config = DiffusionConfig()
+    source = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1))
+    predict = gaussian_predictor(config, 0.5, 2.0)
+    found = invert(predict, build_scheduler(config), source, generators(3, 4), 25, 600)
+    assert found.noise.shape == (15, 2, *SHAPE)
+    edit = Edit(source, start_timestep=600, inversion=found)
+    torch.testing.assert_close(draw(config, predict, 0, 1, num_steps=25, eta=1.0, edit=edit), source, atol=1e-3, rtol=0)
+    other = draw(config, gaussian_predictor(config, -0.5, 2.0), 0, 1, num_steps=25, eta=1.0, edit=edit)
+    assert (other - source).mean() < -0.1  # another prediction moves it, and the source's shape stays
+    assert torch.corrcoef(torch.stack([other.flatten(), source.flatten()]))[0, 1] > 0.95
+    assert torch.equal(edit.rows(torch.tensor([1])).inversion.noise, found.noise[:, 1:])
