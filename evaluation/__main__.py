@@ -51,7 +51,10 @@ def add_report_parser(commands: argparse._SubParsersAction) -> None:
     report.add_argument("--clips", type=int, help="drawn at random from the test set (default all)")
     report.add_argument("--clips-per-class", type=int, help="of classification: one-event clips a class (default 10)")
     report.add_argument("--order-clips", type=int, help="of classification: two-event clips (default 60)")
-    report.add_argument("--figures", metavar="NAME,NAME", help="guidance, reconstruction, tsne, continuation")
+    report.add_argument(
+        "--figures", metavar="NAME,NAME", help="of the paper: guidance, reconstruction, tsne, continuation; of "
+        "editing: inpainting, extension, super_resolution, restyle, long_form"
+    )  # fmt: skip
     report.add_argument("--figure-clips", type=int, help="that a figure is measured on (default 32)")
     report.add_argument("--labelled", type=Path, metavar="SHARDS", help="clips of the t-SNE (default the test set)")
     report.add_argument("--weights", type=Path, help="folder of the protocol's checkpoints (default weights)")

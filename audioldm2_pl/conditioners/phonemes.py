@@ -25,7 +25,7 @@ from torch import nn
 from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.conditioners.tokenizers import lines_of
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.fields import bounded, check_fields
+from audioldm2_pl.fields import bounded, check_fields, nearest
 
 SUBFOLDERS = ("text_encoder_2", "tokenizer_2")  # the published ones
 BESIDE_T5 = ("text_encoder_3", "tokenizer_3")  # where T5 has those
@@ -51,6 +51,7 @@ ABBREVIATION = re.compile(rf"\b({'|'.join(ABBREVIATIONS)})\.", re.IGNORECASE)
 class PhonemeConfig:
     """The encoder of transcripts; it starts at random and learns in the gpt2 stage. Defaults: the authors' sizes."""
 
+    language: str = "en-us"  # of the transcripts, one of espeak-ng's
     hidden_size: int = bounded(192, ge=1, le=65_536)  # D
     num_layers: int = bounded(6, ge=1, le=1_000)
     num_heads: int = bounded(2, ge=1)
@@ -76,14 +77,22 @@ class PhonemeConfig:
         """Vectors of a condition."""
         return self.max_length
 
+    def check(self) -> None:
+        """UserError for a language that espeak-ng does not speak, where it is installed."""
+        if self.language != "en-us" and self.language not in (known := languages()):
+            raise UserError(f"conditioners.phonemes.language={self.language}: {nearest(self.language, known)}")
+
     def build(self) -> "PhonemeEncoder":
+        self.check()
         return PhonemeEncoder.build(self)
 
 
-def clean(transcript: str) -> str:
-    """Lower case, ASCII letters, abbreviations written out, single spaces: what VITS calls english_cleaners2."""
-    text = unicodedata.normalize("NFKD", transcript).encode("ascii", "ignore").decode()
-    text = ABBREVIATION.sub(lambda match: ABBREVIATIONS[match[1].lower()], text.lower())
+def clean(transcript: str, language: str = "en-us") -> str:
+    """Lower case and single spaces; of English ASCII letters, abbreviations written out: VITS's english_cleaners2."""
+    text = unicodedata.normalize("NFKC", transcript).lower()
+    if language.startswith("en-"):
+        text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+        text = ABBREVIATION.sub(lambda match: ABBREVIATIONS[match[1]], text)
     return re.sub(r"\s+", " ", text).strip()
 
 
@@ -101,26 +110,35 @@ def prepare_espeak() -> None:
         EspeakWrapper.set_data_path(espeakng_loader.get_data_path())
 
 
+def languages() -> list[str]:
+    """Those that espeak-ng speaks, such as "de", "fr-fr" and "en-gb"."""
+    prepare_espeak()
+    from phonemizer.backend import EspeakBackend
+
+    return list(EspeakBackend.supported_languages())
+
+
 @lru_cache(maxsize=100_000)
-def phonemes_of(transcript: str) -> str:
-    """American English in IPA with stress and punctuation: "Hello." => "həlˈoʊ."."""
+def phonemes_of(transcript: str, language: str = "en-us") -> str:
+    """IPA with stress and punctuation: "Hello." => "həlˈoʊ."."""
     prepare_espeak()
     from phonemizer import phonemize
 
     spoken = phonemize(
-        clean(transcript), language="en-us", backend="espeak", strip=True, preserve_punctuation=True, with_stress=True
-    )
+        clean(transcript, language), language=language, backend="espeak", strip=True, preserve_punctuation=True,
+        with_stress=True, language_switch="remove-flags",
+    )  # fmt: skip
     return re.sub(r"\s+", " ", str(spoken))
 
 
-def build_vits_tokenizer(max_length: int) -> transformers.VitsTokenizer:
+def build_vits_tokenizer(max_length: int, language: str = "en-us") -> transformers.VitsTokenizer:
     """One token a symbol; it phonemizes by itself where stock diffusers calls it."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "vocab.json"
         vocabulary = {symbol: index for index, symbol in enumerate(SYMBOLS)}
         path.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
         return transformers.VitsTokenizer(
-            str(path), pad_token=PAD, unk_token=PAD, language="en-us", add_blank=False, normalize=False,
+            str(path), pad_token=PAD, unk_token=PAD, language=language, add_blank=False, normalize=False,
             phonemize=True, is_uroman=False, model_max_length=max_length,
         )  # fmt: skip
 
@@ -161,6 +179,7 @@ class PhonemeEncoder(nn.Module):
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_length = int(tokenizer.model_max_length)
+        self.language = tokenizer.language or "en-us"
         used = set(map(id, model.text_encoder.encoder.parameters())) | {id(model.text_encoder.embed_tokens.weight)}
         for parameter in model.parameters():
             # what gives no vectors never gets a gradient, at which DDP would stop
@@ -168,7 +187,7 @@ class PhonemeEncoder(nn.Module):
 
     @classmethod
     def build(cls, config: PhonemeConfig) -> "PhonemeEncoder":
-        return cls(build_vits(config), build_vits_tokenizer(config.max_length))
+        return cls(build_vits(config), build_vits_tokenizer(config.max_length, config.language))
 
     @classmethod
     def open(cls, load: Callable[[str], Any], subfolders: tuple[str, str] = SUBFOLDERS) -> "PhonemeEncoder":
@@ -196,15 +215,17 @@ class PhonemeEncoder(nn.Module):
         """Symbol numbers (B, L): the phonemes, the stop symbol, then padding."""
         rows = []
         for transcript in transcripts:
-            known = [self.tokenizer.encoder[symbol] for symbol in phonemes_of(transcript) if symbol in SYMBOLS]
+            symbols = phonemes_of(transcript, self.language)
+            known = [self.tokenizer.encoder[symbol] for symbol in symbols if symbol in SYMBOLS]
             row = [*known[: self.max_length - 1], self.tokenizer.encoder[STOP]]
             rows.append(row + [0] * (self.max_length - len(row)))
         return torch.tensor(rows, device=self.model.device)
 
     def unread(self, transcript: str) -> list[str]:
         """A line for what is cut off, and one for characters that are not spoken."""
-        symbols = [symbol for symbol in phonemes_of(transcript) if symbol in SYMBOLS]
-        unknown = [c for c in transcript if not c.isspace() and not unicodedata.combining(c) and not clean(c)]
+        symbols = [symbol for symbol in phonemes_of(transcript, self.language) if symbol in SYMBOLS]
+        letters = [c for c in transcript if not c.isspace() and not unicodedata.combining(c)]
+        unknown = [c for c in letters if not clean(c, self.language)]
         return lines_of("the phoneme encoder", len(symbols) + 1, self.max_length, unknown)
 
     def forward(self, transcripts: Sequence[str]) -> Condition:

@@ -38,7 +38,7 @@ class ReportOptions:
     clips: int | None = None  # drawn from the test set; None: all
     clips_per_class: int = 10  # one-event clips of each class, of a protocol with labels
     order_clips: int = 60  # two-event clips, of a protocol with labels
-    figures: list[str] = field(default_factory=list)  # names in figures.FIGURES
+    figures: list[str] = field(default_factory=list)  # names in report.ALL_FIGURES
     figure_clips: int = 32  # that a figure's points are measured on
     labelled: Path | None = None  # shards with labels for the t-SNE; None: the test set
     batch_size: int = 10  # clips generated at a time

@@ -9,6 +9,7 @@ Shapes: B clips, T samples, L vectors of LOA, D width.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,15 @@ class Generator:
 
     def from_text(self, clips: Sequence[LabelledClip], **changes: Any) -> Tensor:
         """Audio (B, T) for the clips' captions; `changes`: `loa` (B, L, D) in GPT-2's place, `edit`, or sampling."""
-        seconds = len(clips[0].waveform) / self.model.sample_rate
-        return self.model.generate(self.requests(clips), sampling=self.sampling, seconds=seconds, **changes)
+        settings = {"seconds": len(clips[0].waveform) / self.model.sample_rate, **changes}
+        return self.model.generate(self.requests(clips), sampling=self.sampling, **settings)
+
+    def edited(
+        self, clips: Sequence[LabelledClip], waveform: Tensor, editing: Editing, prompts: Sequence[str]
+    ) -> Tensor:
+        """Waveforms (B, T) edited under one prompt each, (B, T'), before anything of them is pasted back."""
+        requests = [replace(request, prompt=prompt) for request, prompt in zip(self.requests(clips), prompts)]
+        return edit_waveforms(self.model, waveform, requests, editing, self.sampling)
 
     def requests(self, clips: Sequence[LabelledClip]) -> list[Generation]:
         """What is asked for: the clips' captions, and of speech their transcripts."""

@@ -25,10 +25,12 @@ from ..sound_classifier import SoundClassifierConfig
 from .bench import Bench, LoadModel, ReportOptions
 from .classification import compare_with_targets, measure_sound, predictions_of, summarise, target_table
 from .costs import costs_of, device_name
+from .editing_figures import EDITING_FIGURES
 from .figures import FIGURES, Figure
 from .sections import build_page
 
 PRESETS = ("paper", "official")
+ALL_FIGURES = {**FIGURES, **EDITING_FIGURES}
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
@@ -61,7 +63,7 @@ def write_report(
         started, earlier = time.perf_counter(), bench.classifier_seconds + bench.sound.seconds
         bench.write_test_set()
         scored[bench.name] = bench.score_systems()
-        figures[bench.name] = [FIGURES[name](bench) for name in options.figures]
+        figures[bench.name] = [ALL_FIGURES[name](bench) for name in options.figures]
         bench.close()
         seconds[bench.name] = earlier + time.perf_counter() - started
     results = results_of(benches, scored, figures)
@@ -90,8 +92,8 @@ def check_report(experiments: list[ExperimentConfig], options: ReportOptions) ->
         )
     if len(set(names)) < len(names):
         raise UserError(f"experiments {', '.join(names)}: two have one name, and so one run folder; rename one")
-    if unknown := set(options.figures) - set(FIGURES):
-        raise UserError(f"--figures {','.join(sorted(unknown))}: no such figure; there are {', '.join(FIGURES)}")
+    if unknown := set(options.figures) - set(ALL_FIGURES):
+        raise UserError(f"--figures {','.join(sorted(unknown))}: no such figure; there are {', '.join(ALL_FIGURES)}")
     if options.batch_size < 1 or (options.clips or 2) < 2 or options.figure_clips < 2:
         raise UserError("--batch-size has to be at least 1, --clips and --figure-clips at least 2")
     check_score_options(options.score)

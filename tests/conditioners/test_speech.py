@@ -69,6 +69,24 @@ def test_cleaning_and_phonemes():
     assert set(phonemes_of("The quick brown fox jumps over 13 lazy dogs!")) <= set(SYMBOLS)
 
 
+def test_other_languages_keep_their_letters(tmp_path):
+    assert clean("Schöne  Grüße, Dr. Müller!", "de") == "schöne grüße, dr. müller!"
+    assert phonemes_of("Schöne Grüße!", "de") == "ʃˈøːnə ɡɾˈyːsə!"
+    encoder = PhonemeEncoder.build(
+        PhonemeConfig(language="fr-fr", hidden_size=8, num_layers=1, ffn_dim=8, max_length=16)
+    )
+    spoken = [SYMBOLS.index(symbol) for symbol in phonemes_of("Où est l'été ?", "fr-fr") if symbol in SYMBOLS]
+    assert encoder.tokens(["Où est l'été ?"])[0, : len(spoken)].tolist() == spoken
+    for part, content in encoder.parts().items():
+        content.save_pretrained(tmp_path / part)
+    loaded = PhonemeEncoder.open(
+        lambda part: type(encoder.parts()[part]).from_pretrained(tmp_path / part)  # type: ignore[attr-defined]
+    )
+    assert loaded.language == "fr-fr" and not encoder.unread("été")
+    with pytest.raises(UserError, match=r"phonemes\.language=fr: did you mean 'fr-"):
+        PhonemeConfig(language="fr").build()
+
+
 def test_encoder_pads_stops_and_cuts():
     encoder = PhonemeEncoder.build(PhonemeConfig(hidden_size=8, num_layers=1, ffn_dim=8, max_length=16))
     tokens = encoder.tokens(["yes", "a much longer sentence than sixteen symbols"])
