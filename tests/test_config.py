@@ -75,7 +75,7 @@ def test_base_files_are_merged_in_order(tmp_path):
         ("a: [", "not valid YAML"),
         ("- a", "a mapping"),
         ("base: none.yaml", "no such experiment"),
-        ("gpt2: {hidden_size: 10}", "audiomae.embed_dim"),
+        ("gpt2: {hidden_size: 96}", "audiomae.embed_dim"),
         ("audio: {clip_seconds: 10.25}", "frames"),
         ("training: {ldm: {loa_dropout: 1.5}}", r"training.ldm.loa_dropout=1.5 .*from 0 to 1"),
         (
