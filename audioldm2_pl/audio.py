@@ -69,8 +69,16 @@ class AudioConfig:
                 f"audio.num_fft={self.num_fft} has to hold window_length={self.window_length} and "
                 f"hop_length={self.hop_length}"
             )
-        if self.mel_min_hz >= self.mel_max_hz:
-            raise UserError(f"audio.mel_min_hz={self.mel_min_hz} has to be below mel_max_hz={self.mel_max_hz}")
+        if self.hop_length >= self.window_length or (self.num_fft - self.hop_length) % 2:
+            raise UserError(
+                f"audio.hop_length={self.hop_length} has to be below window_length={self.window_length}, and odd or "
+                f"even as num_fft={self.num_fft} is"
+            )
+        if not self.mel_min_hz < self.mel_max_hz <= self.sample_rate / 2:
+            raise UserError(
+                f"audio.mel_min_hz={self.mel_min_hz} has to be below mel_max_hz={self.mel_max_hz}, and that at most "
+                f"half of sample_rate={self.sample_rate}"
+            )
         if self.num_samples % self.hop_length:
             raise UserError(
                 f"audio.clip_seconds={self.clip_seconds} is {self.num_samples} samples, which hop_length="

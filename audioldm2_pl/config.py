@@ -6,7 +6,6 @@ Every part's config stands directly above the part itself; this file only nests 
 import ast
 import dataclasses
 import json
-import math
 import re
 import sys
 from collections.abc import Sequence
@@ -162,6 +161,8 @@ class ExperimentConfig:
                     f"stages: with training.decoder.sampled_from decoder reads the T-UNet; put it after {changed[-1]}"
                 )
         self.check_fit()
+        for stage in self.stages:
+            STAGES[stage].check(self)
 
     def check_stage(self, name: str) -> None:
         """Raises UserError for a stage that is not there or has nothing to train."""
@@ -197,76 +198,68 @@ class ExperimentConfig:
             raise UserError(f"unet.film={film[0]}: joins one vector to the time embedding, and this has several")
         if self.uses_loa and not self.gpt2.conditions and "gpt2" in self.stages:
             raise UserError("gpt2.conditions is empty; name one condition or more")
-        if self.uses_loa and self.gpt2.pretrained is None:
+        if self.uses_loa:
             self.check_positions()
 
     def check_positions(self) -> None:
         """Raises UserError where the longest prefix and LOA do not fit into GPT-2's positions."""
         prefix = sum(getattr(self.conditioners, name).num_tokens + 2 for name in self.gpt2.conditions)
         needed = prefix + num_loa_vectors(self.audiomae) - 1
-        if needed > self.gpt2.num_positions:
+        if needed > self.gpt2.sizes[1]:
             raise UserError(
-                f"gpt2.num_positions={self.gpt2.num_positions}, but conditions and LOA take up to {needed}; raise it"
+                f"gpt2.num_positions={self.gpt2.sizes[1]}, but conditions and LOA take up to {needed}; raise it, or "
+                "shorten conditions"
             )
 
     def check_fit(self) -> None:
         """Raises UserError where two parts do not fit together."""
-        rows = self.audiomae.num_frames // self.audiomae.patch_size
+        rows, columns = (n // self.audiomae.patch_size for n in (self.audiomae.num_frames, self.audiomae.num_bins))
         for key, poolings in (
             ("audiomae.pooling", [self.audiomae.pooling]),
             ("training.ldm.poolings", self.training.ldm.poolings),
         ):
-            if undivided := [pooling for pooling in poolings if pooling < 1 or rows % pooling]:
-                raise UserError(f"{key}: {undivided[0]} does not divide the {rows} rows of AudioMAE's patches")
-        wanted = {
-            "audio.hop_length": (
-                self.audio.hop_length,
-                math.prod(self.vocoder.upsample_rates),
-                "the product of vocoder.upsample_rates",
-            ),
-            "audiomae.num_frames": (
-                self.audiomae.num_frames,
-                self.audio.num_frames,
-                "the frames of audio.clip_seconds",
-            ),
-            "audiomae.num_bins": (self.audiomae.num_bins, self.audio.num_fbank_bins, "audio.num_fbank_bins"),
-            "vae.sample_size": (self.vae.sample_size, self.audio.num_frames, "the frames of audio.clip_seconds"),
-            "unet.sample_size": (
-                self.unet.sample_size,
-                self.audio.num_frames // self.vae.downsampling,
-                "the latent frames of audio.clip_seconds",
-            ),
-            "unet.in_channels": (self.unet.in_channels, self.vae.latent_channels, "vae.latent_channels"),
-            "gpt2.hidden_size": (self.gpt2.hidden_size, self.audiomae.embed_dim, "audiomae.embed_dim"),
-        }
+            if undivided := [pooling for pooling in poolings if rows % pooling or columns % min(pooling, columns)]:
+                raise UserError(
+                    f"{key}: {undivided[0]} does not divide the {rows} rows and {columns} columns of AudioMAE's patches"
+                )
         if self.audio.num_frames % self.audiomae.patch_size:
             raise UserError(
                 f"audio.clip_seconds={self.audio.clip_seconds} gives {self.audio.num_frames} frames, which AudioMAE's "
                 f"patches of {self.audiomae.patch_size} frames do not divide; choose another length"
             )
-        if self.sampling.num_steps > self.diffusion.num_timesteps:
+        if self.sampling.num_steps >= self.diffusion.num_timesteps:
             raise UserError(
-                f"sampling.num_steps={self.sampling.num_steps} is more than "
+                f"sampling.num_steps={self.sampling.num_steps} has to be below "
                 f"diffusion.num_timesteps={self.diffusion.num_timesteps}"
             )
-        for key, (value, other, name) in wanted.items():
+        for key, value, other, name in self.equal_sizes():
             if value != other:
                 raise UserError(f"{key} is {value}, but {name} is {other}; make them equal")
-        self.check_heads()
+        for name in ("num_mel_bins", "num_frames"):
+            if getattr(self.audio, name) % self.vae.downsampling:
+                raise UserError(
+                    f"audio.{name}={getattr(self.audio, name)} does not divide by the VAE's downsampling of "
+                    f"{self.vae.downsampling}; change it, or the number of vae.block_out_channels"
+                )
 
-    def check_heads(self) -> None:
-        """Raises UserError where heads do not divide what they share."""
-        mae, gpt2 = self.audiomae, self.gpt2
-        shared = {
-            "audiomae.num_heads": (mae.num_heads, mae.embed_dim),
-            "audiomae.decoder_heads": (mae.decoder_heads, mae.decoder_dim),
-            "gpt2.num_heads": (gpt2.num_heads, gpt2.hidden_size),
-        }
-        if (phonemes := self.conditioners.phonemes) is not None:
-            shared["conditioners.phonemes.num_heads"] = (phonemes.num_heads, phonemes.hidden_size)
-        for key, (heads, width) in shared.items():
-            if width % heads:
-                raise UserError(f"{key}={heads} does not divide a width of {width}")
+    def equal_sizes(self) -> list[tuple[str, Any, Any, str]]:
+        """(key, value, other value, what that is of) of sizes that two parts share."""
+        audio, mae, vae, vocoder = self.audio, self.audiomae, self.vae, self.vocoder
+        frames = "the frames of audio.clip_seconds"
+        latent_frames = audio.num_frames // vae.downsampling
+        return [
+            ("audio.hop_length", audio.hop_length, vocoder.hop_length, "the product of vocoder.upsample_rates"),
+            ("vocoder.num_mel_bins", vocoder.num_mel_bins, audio.num_mel_bins, "audio.num_mel_bins"),
+            ("vocoder.sample_rate", vocoder.sample_rate, audio.sample_rate, "audio.sample_rate"),
+            ("audiomae.num_frames", mae.num_frames, audio.num_frames, frames),
+            ("audiomae.num_bins", mae.num_bins, audio.num_fbank_bins, "audio.num_fbank_bins"),
+            ("vae.sample_size", vae.sample_size, audio.num_frames, frames),
+            ("unet.sample_size", self.unet.sample_size, latent_frames, "the latent frames of audio.clip_seconds"),
+            ("unet.in_channels", self.unet.in_channels, vae.latent_channels, "vae.latent_channels"),
+            ("unet.out_channels", self.unet.out_channels, self.unet.in_channels, "unet.in_channels"),
+            ("gpt2.hidden_size", self.gpt2.hidden_size, mae.embed_dim, "audiomae.embed_dim"),
+            ("gpt2.hidden_size", self.gpt2.hidden_size, self.gpt2.sizes[0], f"the width of {self.gpt2.pretrained}"),
+        ]
 
 
 def check_name(name: str) -> None:

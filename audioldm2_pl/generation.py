@@ -172,12 +172,10 @@ def check_transcripts(requests: Sequence[Generation], is_speech: bool) -> None:
 
 
 def check_sampling(sampling: Sampling, num_timesteps: int) -> None:
-    """UserError for a value out of its range, or more steps than the training's `num_timesteps`."""
+    """UserError for a value out of its range, or as many steps as the training's `num_timesteps`."""
     check_fields(sampling)
-    if sampling.num_steps > num_timesteps:
-        raise UserError(
-            f"num_steps={sampling.num_steps} has to be from 1 to {num_timesteps}, the timesteps of training"
-        )
+    if sampling.num_steps >= num_timesteps:  # diffusers' "leading" steps begin at 1
+        raise UserError(f"num_steps={sampling.num_steps} has to be below {num_timesteps}, the timesteps of training")
 
 
 def texts_of(requests: Sequence[Generation]) -> dict[str, list[str]]:

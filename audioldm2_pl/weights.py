@@ -61,8 +61,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
 
 
-def load_reason(error: Exception) -> str:
+def load_reason(error: BaseException) -> str:
     """Why weights could not be loaded, in one line, without torch's advice to run the code in them."""
-    if isinstance(error, pickle.UnpicklingError):
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, pickle.UnpicklingError):
+        cause = cause.__context__  # diffusers raises another error in its place
+    if cause is not None:
         return "its .bin is damaged, or not weights alone, so that opening it would run code; ask for .safetensors"
     return (str(error).strip() or type(error).__name__).splitlines()[0]

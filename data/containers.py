@@ -41,10 +41,11 @@ def container_seconds(path: Path) -> float:
         ends: dict[int, float] = {stream.index: 0.0}
         for packet in container.demux():
             if packet.pts is not None:
-                end = float((packet.pts + (packet.duration or 0)) * packet.time_base) - first_second(container)
+                end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                 ends[packet.stream.index] = max(end, ends.get(packet.stream.index, 0.0))
         promised = 0.0 if is_guess else (container.duration or 0) / 1e6
-        return promised if promised > max(ends.values()) + LAST_FRAME_SECONDS else ends[stream.index]
+        is_cut = promised > max(ends.values()) + LAST_FRAME_SECONDS
+        return (promised if is_cut else ends[stream.index]) - first_second(container)
 
 
 def first_second(container: Any) -> float:

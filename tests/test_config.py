@@ -75,7 +75,7 @@ def test_base_files_are_merged_in_order(tmp_path):
         ("a: [", "not valid YAML"),
         ("- a", "a mapping"),
         ("base: none.yaml", "no such experiment"),
-        ("gpt2: {hidden_size: 10}", "audiomae.embed_dim"),
+        ("gpt2: {hidden_size: 96}", "audiomae.embed_dim"),
         ("audio: {clip_seconds: 10.25}", "frames"),
         ("training: {ldm: {loa_dropout: 1.5}}", r"training.ldm.loa_dropout=1.5 .*from 0 to 1"),
         (
@@ -114,7 +114,7 @@ def test_base_files_are_merged_in_order(tmp_path):
         ("vae: {block_out_channels: []}", r"vae.block_out_channels is empty"),
         ("sampling: {eta: 5}", r"sampling.eta=5.0 .*from 0 to 1"),
         ("sampling: {guidance_scale: .inf}", r"sampling.guidance_scale=inf"),
-        ("sampling: {num_steps: 2000}", r"num_steps=2000 is more than diffusion.num_timesteps"),
+        ("sampling: {num_steps: 2000}", r"num_steps=2000 has to be below diffusion.num_timesteps"),
         ("data: {max_bad_fraction: 2}", r"data.max_bad_fraction=2.0"),
         ("data: {train: ['${oc.env:HOME}']}", r"data.train\[0\]: .*nothing is filled in"),
         ("conditioners: {t5: {words: [a, '${x}']}}", r"conditioners.t5.words\[1\]: .*nothing is filled in"),

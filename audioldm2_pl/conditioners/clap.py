@@ -18,7 +18,7 @@ from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.conditioners.pretrained import config_of, load_pretrained
 from audioldm2_pl.conditioners.tokenizers import build_roberta_tokenizer, tokenize, unread
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.fields import bounded
+from audioldm2_pl.fields import bounded, check_fields
 
 
 class CLAPMel(nn.Module):
@@ -89,6 +89,41 @@ class CLAPConfig:
     max_text_tokens: int = bounded(128, ge=3, le=65_536)  # bytes of a prompt, and two marks at its ends
     dropout: float = bounded(0.0, ge=0, lt=1)  # of both encoders, while they train
 
+    def __post_init__(self) -> None:
+        check_fields(self, "conditioners.clap.")
+        if self.pretrained is None:
+            self.check_sizes()
+
+    def check_sizes(self) -> None:
+        """UserError for sizes with which transformers' ClapModel cannot be built, or does not run."""
+        key, stages = "conditioners.clap", len(self.depths)
+        if len(self.audio_heads) != stages:
+            raise UserError(f"{key}.audio_heads has to have {stages} entries, one for each of depths")
+        if self.spec_size % self.num_mel_bins:
+            raise UserError(
+                f"{key}.spec_size={self.spec_size} is not a multiple of num_mel_bins={self.num_mel_bins}; make it "
+                f"{2 * self.num_mel_bins}"
+            )
+        room = self.spec_size**2 // self.num_mel_bins
+        if room < self.num_frames:
+            raise UserError(
+                f"{key}.spec_size={self.spec_size} holds {room} frames, but {self.clip_seconds} s are "
+                f"{self.num_frames}; raise spec_size or hop_length"
+            )
+        side = self.patch_size * 2 ** (stages - 1)  # of the square under one token of the last stage
+        if self.num_mel_bins % side:
+            raise UserError(
+                f"{key}.num_mel_bins={self.num_mel_bins} is not a multiple of {side}, patch_size * 2^(stages - 1); "
+                "lower patch_size or shorten depths"
+            )
+        if self.window_length // 2 >= self.clip_seconds * self.sample_rate:
+            raise UserError(f"{key}.window_length={self.window_length} is longer than {self.clip_seconds} s of sound")
+        widths = [(self.text_width, self.text_heads, "text_heads")]
+        widths += [(self.patch_embeds_hidden_size << i, n, "audio_heads") for i, n in enumerate(self.audio_heads)]
+        for width, heads, name in widths:
+            if width % heads:
+                raise UserError(f"{key}.{name}: {heads} heads do not divide a width of {width}")
+
     @property
     def num_frames(self) -> int:
         return self.clip_seconds * self.sample_rate // self.hop_length + 1
@@ -105,35 +140,6 @@ class CLAPConfig:
 
     def build(self) -> "CLAP":
         return CLAP.build(self)
-
-    def check(self) -> None:
-        """UserError for sizes with which transformers' ClapModel can be built but does not run."""
-        stages = len(self.depths)
-        if len(self.audio_heads) != stages:
-            raise UserError(f"conditioners.clap.audio_heads has to have {stages} entries, one for each of depths")
-        if self.spec_size % self.num_mel_bins:
-            raise UserError(
-                f"conditioners.clap.spec_size={self.spec_size} is not a multiple of "
-                f"num_mel_bins={self.num_mel_bins}; make it {2 * self.num_mel_bins}"
-            )
-        room = self.spec_size**2 // self.num_mel_bins
-        if room < self.num_frames:
-            raise UserError(
-                f"conditioners.clap.spec_size={self.spec_size} holds {room} frames, but {self.clip_seconds} s are "
-                f"{self.num_frames}; raise spec_size or hop_length"
-            )
-        side = self.patch_size * 2 ** (stages - 1)  # of the square under one token of the last stage
-        if self.num_mel_bins % side:
-            raise UserError(
-                f"conditioners.clap.num_mel_bins={self.num_mel_bins} is not a multiple of {side}, "
-                "patch_size * 2^(stages - 1); lower patch_size or shorten depths"
-            )
-        for key, width, heads in (
-            ("audio_heads", self.patch_embeds_hidden_size, self.audio_heads[0]),
-            ("text_heads", self.text_width, self.text_heads),
-        ):
-            if width % heads:
-                raise UserError(f"conditioners.clap.{key}: {heads} heads do not divide a width of {width}")
 
 
 def build_clap_model(config: CLAPConfig, vocab_size: int) -> "transformers.ClapModel":
@@ -206,7 +212,6 @@ class CLAP(nn.Module):
                 load_pretrained(transformers.AutoTokenizer, config.pretrained),
                 load_pretrained(transformers.ClapFeatureExtractor, config.pretrained),
             )
-        config.check()
         tokenizer = build_roberta_tokenizer(config.max_text_tokens)
         extractor = transformers.ClapFeatureExtractor(
             feature_size=config.num_mel_bins,

@@ -25,7 +25,7 @@ from torch import nn
 from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.conditioners.tokenizers import lines_of
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.fields import bounded, nearest
+from audioldm2_pl.fields import bounded, check_fields, nearest
 
 SUBFOLDERS = ("text_encoder_2", "tokenizer_2")  # the published ones
 BESIDE_T5 = ("text_encoder_3", "tokenizer_3")  # where T5 has those
@@ -60,6 +60,13 @@ class PhonemeConfig:
     dropout: float = bounded(0.1, ge=0, lt=1)  # while it trains
     max_length: int = bounded(310, ge=2, le=65_536)  # L: longer transcripts are cut, shorter ones padded
     pretrained: ClassVar[None] = None  # no encoder of phonemes alone is published
+
+    def __post_init__(self) -> None:
+        check_fields(self, "conditioners.phonemes.")
+        if self.hidden_size % self.num_heads:
+            raise UserError(
+                f"conditioners.phonemes.num_heads={self.num_heads} does not divide a width of {self.hidden_size}"
+            )
 
     @property
     def width(self) -> int:

@@ -17,7 +17,8 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from audioldm2_pl.fields import bounded
+from audioldm2_pl.errors import UserError
+from audioldm2_pl.fields import bounded, check_fields
 from audioldm2_pl.seeds import draw_rows
 
 
@@ -41,6 +42,30 @@ class AudioMAEConfig:
         3, ge=1
     )  # encoder blocks averaged for LOA: the last 3 in the authors' code, 16 in the paper
     pooling: int = bounded(8, ge=1, le=4_096)  # λ of generation
+
+    def __post_init__(self) -> None:
+        check_fields(self, "audiomae.")
+        for name, heads in (("embed_dim", "num_heads"), ("decoder_dim", "decoder_heads")):
+            width, num_heads = getattr(self, name), getattr(self, heads)
+            if width % num_heads:
+                raise UserError(f"audiomae.{heads}={num_heads} does not divide a width of {width}")
+            if width % 4:
+                raise UserError(f"audiomae.{name}={width} has to be a multiple of 4: sines and cosines of two axes")
+        if self.num_bins % self.patch_size:
+            raise UserError(
+                f"audiomae.patch_size={self.patch_size} does not divide num_bins={self.num_bins}; change one of them"
+            )
+        if 0 < self.num_patches == self.num_visible:
+            raise UserError(f"audiomae.mask_ratio={self.mask_ratio} hides none of {self.num_patches} patches; raise it")
+
+    @property
+    def num_patches(self) -> int:
+        return (self.num_frames // self.patch_size) * (self.num_bins // self.patch_size)
+
+    @property
+    def num_visible(self) -> int:
+        """Patches that the encoder sees in pretraining."""
+        return max(1, round(self.num_patches * (1 - self.mask_ratio)))
 
 
 def sincos_positions(dim: int, num_rows: int, num_columns: int, base: float = 10_000.0) -> Tensor:
@@ -104,7 +129,7 @@ class AudioMAE(nn.Module):
         """fbank (B, 1, frames, bins) => visible patches encoded (B, 1 + V, D), mask (B, P) with 1 = removed, and the
         order (B, P) that restores the grid."""
         x = self.embed(fbank)
-        num_visible = max(1, round(x.shape[1] * (1 - self.config.mask_ratio)))
+        num_visible = self.config.num_visible
         draws = draw_rows(lambda n: torch.rand(n, x.shape[1], device=x.device, generator=generator), len(x))
         shuffle = draws.argsort(dim=1)  # (B, P)
         restore = shuffle.argsort(dim=1)

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.fields import bounded
+from audioldm2_pl.fields import bounded, check_fields
+
+SMALLEST_PATCHES = 3  # rows and columns that PatchGAN's strided layers have to leave for the two behind them
 
 DiscriminatorOutput = tuple[list[Tensor], list[Tensor]]  # (logits, features)
 
@@ -111,6 +113,17 @@ class MultiScaleConfig:
     strides: list[int] = bounded(lambda: [1, 2, 2, 4, 4, 1, 1], ge=1, le=1_000, min_length=1)
     groups: list[int] = bounded(lambda: [1, 4, 16, 16, 16, 16, 1], ge=1, min_length=1)  # divide both widths
 
+    def __post_init__(self) -> None:
+        name = "training.vocoder.scale_discriminator"
+        check_fields(self, f"{name}.")
+        lists = (self.channels, self.kernel_sizes, self.strides, self.groups)
+        widths = zip([1, *self.channels], self.channels, self.groups)
+        if len({len(values) for values in lists}) > 1 or any(a % g or b % g for a, b, g in widths):
+            raise UserError(
+                f"{name}: channels, kernel_sizes, strides and groups must be of one length, and each layer's groups "
+                "divide its widths"
+            )
+
 
 class ScaleDiscriminator(nn.Module):
     """One scale of `MultiScaleDiscriminator`: grouped strided convolutions, as MelGAN's (arXiv:1910.06711)."""
@@ -132,18 +145,11 @@ class ScaleDiscriminator(nn.Module):
 class MultiScaleDiscriminator(nn.Module):
     """waveform (B, T) => outputs at the full rate, a half, a quarter, ... (HiFi-GAN §2.3).
 
-    The first scale has spectral norm, the others weight norm. Raises UserError where the lists do not match.
+    The first scale has spectral norm, the others weight norm.
     """
 
     def __init__(self, config: MultiScaleConfig):
         super().__init__()
-        lists = (config.channels, config.kernel_sizes, config.strides, config.groups)
-        widths = zip([1, *config.channels], config.channels, config.groups)
-        if len({len(values) for values in lists}) > 1 or any(a % g or b % g for a, b, g in widths):
-            raise UserError(
-                "the multi-scale discriminator's channels, kernel_sizes, strides and groups must be of one length, "
-                "and each layer's groups must divide its widths"
-            )
         self.discriminators = nn.ModuleList(
             ScaleDiscriminator(config, spectral=i == 0) for i in range(config.num_scales)
         )

@@ -14,10 +14,18 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from audioldm2_pl.conditioners.condition import Condition
-from audioldm2_pl.conditioners.pretrained import load_pretrained
-from audioldm2_pl.fields import bounded
+from audioldm2_pl.conditioners.pretrained import config_of, load_pretrained
+from audioldm2_pl.errors import UserError
+from audioldm2_pl.fields import bounded, check_fields
 from audioldm2_pl.gelu import fuse_gelu
 from audioldm2_pl.models.projection import ConditionProjection
+
+# Hub id -> channels, so that an experiment's sizes are known before anything is downloaded.
+PUBLISHED_WIDTHS = {
+    f"openai-community/gpt2{size}": width
+    for size, width in {"": 768, "-medium": 1024, "-large": 1280, "-xl": 1600}.items()
+}
+PUBLISHED_POSITIONS = 1024
 
 
 @dataclass
@@ -33,11 +41,29 @@ class LOAGPT2Config:
     dropout: float = bounded(0.1, ge=0, lt=1)  # on embeddings, attention and residuals
     position_std: float = bounded(0.02, ge=0)  # of the learned positions at the start; `pretrained` brings its own
 
+    def __post_init__(self) -> None:
+        check_fields(self, "gpt2.")
+        if self.hidden_size % self.num_heads:
+            raise UserError(f"gpt2.num_heads={self.num_heads} does not divide a width of {self.hidden_size}")
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Channels and positions: those of the `pretrained` weights as far as they are known without a download."""
+        if self.pretrained is None:
+            return self.hidden_size, self.num_positions
+        found = config_of(self.pretrained)
+        width = PUBLISHED_WIDTHS.get(self.pretrained) or found.get("n_embd", self.hidden_size)
+        return width, found.get("n_positions", PUBLISHED_POSITIONS)
+
 
 def build_gpt2(config: LOAGPT2Config, num_loa_vectors: int) -> GPT2LMHeadModel:
     """GPT-2 with a vocabulary of one word: LOA comes in and goes out as vectors."""
     if config.pretrained is not None:
         model = load_pretrained(GPT2LMHeadModel, config.pretrained, dtype=torch.float32)
+        if model.config.n_embd != config.hidden_size:
+            raise UserError(
+                f"gpt2.hidden_size is {config.hidden_size}, but {config.pretrained} has {model.config.n_embd} channels"
+            )
     else:
         model = GPT2LMHeadModel(
             GPT2Config(

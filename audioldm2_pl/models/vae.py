@@ -14,7 +14,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.fields import bounded
+from audioldm2_pl.fields import bounded, check_fields
 
 INITIAL_LOG_MEL = -6.0  # of every bin from a fresh decoder
 
@@ -31,6 +31,14 @@ class VAEConfig:
     sample_size: int = bounded(1024, ge=1, le=1_000_000)  # frames of a full clip, for diffusers' tools
     scaling_factor: float = bounded(0.4110932946205139, gt=0)  # 1 / std of the latents; training measures its own
 
+    def __post_init__(self) -> None:
+        check_fields(self, "vae.")
+        if any(width % self.norm_num_groups for width in self.block_out_channels):
+            raise UserError(
+                f"vae.block_out_channels={self.block_out_channels} has a width that vae.norm_num_groups="
+                f"{self.norm_num_groups} does not divide; change one of them"
+            )
+
     @property
     def downsampling(self) -> int:
         """Frames (and mel bins) to one latent position."""
@@ -38,13 +46,8 @@ class VAEConfig:
 
 
 def build_vae(config: VAEConfig) -> AutoencoderKL:
-    """A freshly initialised VAE. Raises UserError where the widths do not fit the groups."""
+    """A freshly initialised VAE."""
     widths = list(config.block_out_channels)
-    if any(width % config.norm_num_groups for width in widths):
-        raise UserError(
-            f"vae.block_out_channels={widths} has a width that vae.norm_num_groups="
-            f"{config.norm_num_groups} does not divide; change one of them"
-        )
     vae = AutoencoderKL(
         in_channels=1,
         out_channels=1,

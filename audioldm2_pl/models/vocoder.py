@@ -17,7 +17,7 @@ from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.fields import bounded
+from audioldm2_pl.fields import bounded, check_fields
 
 RECORDED = ("num_fft", "window_length", "mel_min_hz", "mel_max_hz", "peak")  # of the front end, in a config.json
 
@@ -39,6 +39,24 @@ class VocoderConfig:
     input_mean: float | None = None  # log-mels go in as (x - mean) / std; null takes them as they are
     input_std: float = bounded(1.0, gt=0)  # the same
 
+    def __post_init__(self) -> None:
+        check_fields(self, "vocoder.")
+        rates, kernels = self.upsample_rates, self.upsample_kernel_sizes
+        if len(rates) != len(kernels) or any(kernel < rate for kernel, rate in zip(kernels, rates)):
+            raise UserError(
+                f"vocoder.upsample_kernel_sizes={kernels} must have one entry for each of upsample_rates={rates}, "
+                "none smaller than its rate"
+            )
+        if self.upsample_initial_channel < 2 ** len(rates):
+            raise UserError(
+                f"vocoder.upsample_initial_channel={self.upsample_initial_channel} is halved by each of "
+                f"upsample_rates={rates}; give {2 ** len(rates)} or more"
+            )
+        if len(self.resblock_kernel_sizes) != len(self.resblock_dilation_sizes):
+            raise UserError("vocoder.resblock_dilation_sizes must have one list for each of resblock_kernel_sizes")
+        if even := [kernel for kernel in self.resblock_kernel_sizes if kernel % 2 == 0]:
+            raise UserError(f"vocoder.resblock_kernel_sizes: {even[0]} is even, which changes lengths; take an odd one")
+
     @property
     def hop_length(self) -> int:
         """Samples to a frame."""
@@ -46,22 +64,14 @@ class VocoderConfig:
 
 
 def build_vocoder(config: VocoderConfig) -> SpeechT5HifiGan:
-    """A freshly initialised vocoder without weight norm. Raises UserError where the lists do not match."""
-    rates, kernels = list(config.upsample_rates), list(config.upsample_kernel_sizes)
-    if len(rates) != len(kernels) or any(kernel < rate for kernel, rate in zip(kernels, rates)):
-        raise UserError(
-            f"vocoder.upsample_kernel_sizes={kernels} must have one entry for each of upsample_rates={rates}, "
-            "none smaller than its rate"
-        )
-    if len(config.resblock_kernel_sizes) != len(config.resblock_dilation_sizes):
-        raise UserError("vocoder.resblock_dilation_sizes must have one list for each of resblock_kernel_sizes")
+    """A freshly initialised vocoder without weight norm."""
     vocoder = SpeechT5HifiGan(
         SpeechT5HifiGanConfig(
             model_in_dim=config.num_mel_bins,
             sampling_rate=config.sample_rate,
             upsample_initial_channel=config.upsample_initial_channel,
-            upsample_rates=rates,
-            upsample_kernel_sizes=kernels,
+            upsample_rates=list(config.upsample_rates),
+            upsample_kernel_sizes=list(config.upsample_kernel_sizes),
             resblock_kernel_sizes=list(config.resblock_kernel_sizes),
             resblock_dilation_sizes=[list(sizes) for sizes in config.resblock_dilation_sizes],
             leaky_relu_slope=config.leaky_relu_slope,

@@ -28,7 +28,7 @@ def check_stages(experiment: ExperimentConfig, stages: Sequence[type[Stage]], fo
     made: set[str] = set()  # groups of parts that the stages before have made
     for stage in stages:
         check_parts(experiment, stage, folder, made)
-        check_lengths(experiment, stage)
+        stage.check(experiment)
         check_data(experiment, stage)
         check_learning_rates(experiment, stage)
         made |= set(stage.writes(experiment))
@@ -42,22 +42,6 @@ def check_parts(experiment: ExperimentConfig, stage: type[Stage], folder: ModelF
                 f"{stage.name}: needs {part}/, which {folder.path} has not and no stage before makes; train it first, "
                 f"or name where it is in `from: {{{group}: …}}`"
             )
-
-
-def check_lengths(experiment: ExperimentConfig, stage: type[Stage]) -> None:
-    audio, seconds, name = experiment.audio, experiment.training_of(stage.name).read_seconds, stage.name
-    num_frames = audio.num_frames if seconds is None else round(seconds * audio.sample_rate) // audio.hop_length
-    whole = stage.needs_whole_clips or "audiomae" in stage.reads(experiment)
-    if whole and num_frames != audio.num_frames:
-        raise UserError(
-            f"training.{name}.crop_seconds={seconds}: AudioMAE reads whole clips of {audio.clip_seconds} s; "
-            "set it to null"
-        )
-    if "vae" in (*stage.reads(experiment), stage.makes) and num_frames % experiment.vae.downsampling:
-        raise UserError(
-            f"training.{name}.crop_seconds={seconds} is {num_frames} frames, which the VAE's downsampling of "
-            f"{experiment.vae.downsampling} does not divide; choose another length"
-        )
 
 
 def check_data(experiment: ExperimentConfig, stage: type[Stage]) -> None:

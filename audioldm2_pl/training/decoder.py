@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from audioldm2_pl.audio import LogMel
 from audioldm2_pl.editing import Edit
+from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import bounded
 from audioldm2_pl.generation import Generation, Sampling
 from audioldm2_pl.hub.folder import ModelFolder
-from audioldm2_pl.models.diffusion import draw_noise
+from audioldm2_pl.models.diffusion import begin_at, build_scheduler, draw_noise
 from audioldm2_pl.models.vae import encode, log_mel_of
 from audioldm2_pl.pipeline import AudioLDM2
 from audioldm2_pl.seeds import draw_rows, noise_like, seed_of
@@ -108,6 +109,24 @@ class DecoderFinetuning(Stage):
     @classmethod
     def writes(cls, experiment: Any) -> tuple[str, ...]:
         return ("vae",)
+
+    @classmethod
+    def check(cls, experiment: Any) -> None:
+        super().check(experiment)
+        config, unit = experiment.training.decoder, experiment.vae.downsampling
+        num_frames = experiment.audio.num_frames_of(config.crop_seconds) // unit * unit
+        if min(num_frames, experiment.audio.num_mel_bins) < CELL + max(LAGS):
+            raise UserError(
+                f"decoder: its roughness takes {CELL + max(LAGS)} frames and mel bins; lengthen "
+                f"training.decoder.crop_seconds={config.crop_seconds}"
+            )
+        if config.sampled_from:
+            scheduler = build_scheduler(experiment.diffusion, experiment.sampling.sampler)
+            scheduler.set_timesteps(experiment.sampling.num_steps)
+            try:
+                begin_at(scheduler, min(config.sampled_from))
+            except UserError as error:
+                raise UserError(f"training.decoder.sampled_from: {error}") from None
 
     def frozen_networks(self) -> list[nn.Module]:
         return [*super().frozen_networks(), *(self.model.networks if self.model is not None else ())]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from audioldm2_pl.conditioners.condition import Condition
+from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import bounded
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.seeds import SharedRandom, seed_of
@@ -104,6 +105,30 @@ class Stage(L.LightningModule):
     def writes(cls, experiment: Any) -> tuple[str, ...]:
         """Groups of parts that it saves; a later stage that saves one of them too starts from the earlier's."""
         return () if cls.makes is None else (cls.makes,)
+
+    @classmethod
+    def check(cls, experiment: Any) -> None:
+        """UserError for sizes of an ExperimentConfig that the stage cannot be trained with."""
+        audio, seconds = experiment.audio, experiment.training_of(cls.name).read_seconds
+        num_frames, reads = cls.frames_read(experiment), cls.reads(experiment)
+        key = f"audio.clip_seconds={audio.clip_seconds}"
+        if seconds is not None:
+            key = f"training.{cls.name}.crop_seconds={seconds}"
+        if (cls.needs_whole_clips or "audiomae" in reads) and num_frames != audio.num_frames:
+            raise UserError(f"{key}: AudioMAE reads whole clips of {audio.clip_seconds} s; set it to null")
+        if "vae" in (*reads, cls.makes) and num_frames % experiment.vae.downsampling:
+            raise UserError(
+                f"{key} is {num_frames} frames, which the VAE's downsampling of {experiment.vae.downsampling} does not "
+                "divide; choose another length"
+            )
+        if 2 * num_frames * audio.hop_length <= audio.num_fft:
+            raise UserError(f"{key} is too short for audio.num_fft={audio.num_fft}; choose another length")
+
+    @classmethod
+    def frames_read(cls, experiment: Any) -> int:
+        """Frames of the clips or crops that it reads."""
+        audio, seconds = experiment.audio, experiment.training_of(cls.name).read_seconds
+        return audio.num_frames if seconds is None else round(seconds * audio.sample_rate) // audio.hop_length
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Named scalar loss terms of a batch."""

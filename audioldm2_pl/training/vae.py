@@ -20,9 +20,11 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from audioldm2_pl.audio import LogMel, griffin_lim
+from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import bounded
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.discriminators import (
+    SMALLEST_PATCHES,
     PatchGAN,
     PatchGANConfig,
     hinge_discriminator_loss,
@@ -78,6 +80,17 @@ class VAETraining(Stage):
     def build(cls, experiment: Any, folder: ModelFolder) -> Stage:
         vae = folder.start("vae") or build_vae(experiment.vae)
         return cls(experiment.training.vae, vae, LogMel(experiment.audio))
+
+    @classmethod
+    def check(cls, experiment: Any) -> None:
+        super().check(experiment)
+        num_layers = experiment.training.vae.discriminator.num_layers
+        smallest = min(cls.frames_read(experiment), experiment.audio.num_mel_bins)
+        if smallest >> num_layers < SMALLEST_PATCHES:
+            raise UserError(
+                f"training.vae.discriminator.num_layers={num_layers} halve {smallest} frames or mel bins to fewer than "
+                f"{SMALLEST_PATCHES}; take fewer layers"
+            )
 
     def optimized(self) -> dict[str, nn.Module]:
         return {"generator": self.vae, "discriminator": self.discriminator}

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audioldm2_pl.audio import LogMel
+from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import bounded
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.discriminators import (
@@ -107,6 +108,16 @@ class VocoderTraining(Stage):
     def build(cls, experiment: Any, folder: ModelFolder) -> Stage:
         vocoder = folder.start("vocoder") or build_vocoder(experiment.vocoder)
         return cls(experiment.training.vocoder, vocoder, LogMel(experiment.audio))
+
+    @classmethod
+    def check(cls, experiment: Any) -> None:
+        super().check(experiment)
+        config, key = experiment.training.vocoder, "training.vocoder"
+        num_samples = cls.frames_read(experiment) * experiment.audio.hop_length
+        if config.loss_weights.get("stft") and max(config.stft_sizes) // 2 >= num_samples:
+            raise UserError(f"{key}.stft_sizes={config.stft_sizes}: too long for crops of {num_samples} samples")
+        if max(config.period_discriminator.periods) > num_samples:
+            raise UserError(f"{key}.period_discriminator.periods: longer than crops of {num_samples} samples")
 
     def optimized(self) -> dict[str, nn.Module]:
         return {"generator": self.vocoder, "discriminator": self.discriminators}

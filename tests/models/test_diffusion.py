@@ -6,7 +6,7 @@ import torch
 
 from audioldm2_pl.editing import NO_EDIT, Edit, start_of
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.generation import Sampling
+from audioldm2_pl.generation import Sampling, check_sampling
 from audioldm2_pl.models.diffusion import (
     SAMPLERS,
     DiffusionConfig,
@@ -205,6 +205,15 @@ def test_a_start_below_the_last_step_is_a_user_error():
     config = DiffusionConfig()
     with pytest.raises(UserError, match="no sampling step at timestep 0 or below; take more steps"):
         draw(config, gaussian_predictor(config, 0.0, 1.0), 0, edit=Edit(torch.zeros(1, *SHAPE), start_timestep=0))
+
+
+def test_as_many_steps_as_timesteps_are_refused():
+    """diffusers' first step is then a timestep that the schedule has not."""
+    config = DiffusionConfig(num_timesteps=50)
+    assert draw(config, gaussian_predictor(config, 0.0, 1.0), 0, num_steps=49).isfinite().all()
+    check_sampling(Sampling(num_steps=49), 50)
+    with pytest.raises(UserError, match=r"num_steps=50 has to be below 50, the timesteps of training"):
+        check_sampling(Sampling(num_steps=50), 50)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
