@@ -67,6 +67,8 @@ class PhonemeConfig:
             raise UserError(
                 f"conditioners.phonemes.num_heads={self.num_heads} does not divide a width of {self.hidden_size}"
             )
+        if self.language != "en-us" and self.language not in (known := languages()):
+            raise UserError(f"conditioners.phonemes.language={self.language!r}: {nearest(self.language, known)}")
 
     @property
     def width(self) -> int:
@@ -77,13 +79,7 @@ class PhonemeConfig:
         """Vectors of a condition."""
         return self.max_length
 
-    def check(self) -> None:
-        """UserError for a language that espeak-ng does not speak, where it is installed."""
-        if self.language != "en-us" and self.language not in (known := languages()):
-            raise UserError(f"conditioners.phonemes.language={self.language}: {nearest(self.language, known)}")
-
     def build(self) -> "PhonemeEncoder":
-        self.check()
         return PhonemeEncoder.build(self)
 
 

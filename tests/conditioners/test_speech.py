@@ -83,8 +83,8 @@ def test_other_languages_keep_their_letters(tmp_path):
         lambda part: type(encoder.parts()[part]).from_pretrained(tmp_path / part)  # type: ignore[attr-defined]
     )
     assert loaded.language == "fr-fr" and not encoder.unread("été")
-    with pytest.raises(UserError, match=r"phonemes\.language=fr: did you mean 'fr-"):
-        PhonemeConfig(language="fr").build()
+    with pytest.raises(UserError, match=r"phonemes\.language='fr': did you mean 'fr-"):
+        PhonemeConfig(language="fr")
 
 
 def test_encoder_pads_stops_and_cuts():
