@@ -20,9 +20,10 @@ from audioldm2_pl.audio import Fbank, LogMel, griffin_lim
 from audioldm2_pl.conditioners.condition import Condition, warn_unread
 from audioldm2_pl.editing import NO_EDIT, Edit
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.generation import Generation, Sampling, check_sampling, check_transcripts
+from audioldm2_pl.generation import Generation, Sampling, check_media, check_sampling, check_transcripts
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.hub.parts import find_model
+from audioldm2_pl.media import read_media
 from audioldm2_pl.models.diffusion import Progress, draw_noise, part_of, sample
 from audioldm2_pl.models.gpt2 import LOAGenerator
 from audioldm2_pl.models.guidance import UNetInputs, predictor
@@ -47,8 +48,8 @@ class AudioLDM2:
                  dtype: torch.dtype = torch.float32):  # fmt: skip
         """`gpt2=False` opens a folder that has no GPT-2 yet; such a model makes sound of LOA that it is given.
 
-        `dtype` is that of all networks but CLAP's audio encoder and AudioMAE; latents between steps and waveforms are
-        float32.
+        `dtype` is that of all networks but AudioMAE and what embeds sound or pictures; latents between steps and
+        waveforms are float32.
         """
         self.device, self.dtype = torch.device(device), dtype
         self.unet, self.vae = self.prepare(folder.load("unet"), dtype), self.prepare(folder.load("vae"), dtype)
@@ -72,9 +73,7 @@ class AudioLDM2:
 
     def open_conditioner(self, folder: ModelFolder, name: str) -> Any:
         conditioner: Any = self.prepare(folder.conditioner(name))
-        if name != "clap":
-            return conditioner.to(self.dtype)
-        conditioner.text_model.to(self.dtype)
+        getattr(conditioner, "text_model", conditioner).to(self.dtype)
         return conditioner
 
     def to(self, device: str | torch.device) -> AudioLDM2:
@@ -122,11 +121,11 @@ class AudioLDM2:
         return nn.Module.to(network, self.device, dtype).eval().requires_grad_(False)
 
     def encode_conditions(
-        self, prompts: Sequence[str], transcripts: Sequence[str] | None = None
+        self, prompts: Sequence[str], transcripts: Sequence[str] | None = None, media: Mapping[str, Any] | None = None
     ) -> dict[str, Condition]:
-        """Prompts and transcripts => the condition (B, L, D) of each conditioner: "clap", "t5", "phonemes"."""
-        inputs = {"text": list(prompts), "transcript": list(transcripts or [""] * len(prompts))}
-        return {name: conditioner.encode(inputs) for name, conditioner in self.conditioners.items()}
+        """Prompts, transcripts and `read_media` => the condition (B, L, D) of each conditioner: "clap", "t5", ..."""
+        inputs = {"text": list(prompts), "transcript": list(transcripts or [""] * len(prompts)), **(media or {})}
+        return {name: c.encode(inputs).to(self.device, self.dtype) for name, c in self.conditioners.items()}
 
     def generate_loa(self, conditions: Mapping[str, Condition], loa_prefix: Tensor | None = None) -> Tensor:
         """Conditions => LOA (B, L, D) that GPT-2 generates, after `loa_prefix` (B or 1, L', D) where there is one."""
@@ -247,7 +246,8 @@ class AudioLDM2:
     def encode(self, requests: Sequence[Generation], sampling: Sampling, edit: Edit = NO_EDIT,
                loa: Tensor | None = None) -> UNetInputs:  # fmt: skip
         """Requests => what the T-UNet reads of them, one row each; see `generate_latent`."""
-        conditions = self.encode_conditions([r.prompt for r in requests], [r.transcript or "" for r in requests])
+        texts = [r.prompt for r in requests], [r.transcript or "" for r in requests]
+        conditions = self.encode_conditions(*texts, read_media(requests, self.audio))
         if self.uses_loa:
             loa = self.generate_loa(conditions, edit.loa_prefix) if loa is None else loa
             check_finite(loa, "LOA", "the weights in language_model/, or what it reads, are damaged")
@@ -266,6 +266,7 @@ class AudioLDM2:
     def check_readable(self, requests: Sequence[Generation], loa: Tensor | None, edit: Edit) -> None:
         """UserError where the model does not read what is given; warns of what no encoder reads of a text."""
         check_transcripts(requests, self.is_speech)
+        check_media(requests, self.conditioners.values())
         num_given = (loa is not None) + (edit.loa_prefix is not None)
         if num_given and not self.uses_loa:
             raise UserError("this model reads no LOA; leave it out")

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.fields import bounded
@@ -69,6 +69,7 @@ class Stage(L.LightningModule):
     settings: tuple[str, ...] = ()  # sections of the experiment, beside the recipe, that decide the stage's result
     optional = False  # trained only where `stages` names it
     needs_whole_clips = False  # AudioMAE reads clips of one length
+    needs_images = False  # trained on the clips' pictures
     reads_features = False  # encoded features may stand for its waveforms
     averaged: tuple[str, ...] = ()  # attributes whose weights the EMA follows
     networks: tuple[str, ...] = ()  # that it trains or runs, in some experiments at least, and that may have own rates
@@ -188,6 +189,12 @@ class Stage(L.LightningModule):
         reading = [c for name, c in self.conditioners.items() if name in self.frozen and c.reads == "text"]
         return tuple(name for conditioner in reading for name in conditioner.stored)
 
+    def gather(self, value: Tensor) -> Tensor:
+        """(B, ...) of this rank => (ranks * B, ...) of all in training; gradients flow back to their ranks."""
+        if not (self.training and distributed.is_available() and distributed.is_initialized()):
+            return value
+        return self.all_gather(value, sync_grads=value.requires_grad).flatten(0, 1)  # type: ignore[union-attr]
+
     def network(self, name: str) -> Any:
         """A network by name, whether it is frozen or trained; None where the stage has none."""
         if name in self.frozen or hasattr(self, name):
@@ -211,6 +218,7 @@ class Stage(L.LightningModule):
             network.to(self.device)
         self.train()  # parts come out of their folders in eval mode
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data.images = self.needs_images or any(c.reads == "image" for c in self.conditioners.values())
         if self.encoded and data.data.encoded and self.model_folder is not None:
             data.read_encoded(self.encoded, self.stored_texts(), self.model_folder.path)
         elif self.config.cache_features:
