@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from audioldm2_pl.errors import Interrupted, UserError, run_tool
 from audioldm2_pl.fields import check_fields, is_optional, range_text, without_none
-from audioldm2_pl.generation import Editing, Generation, Sampling, requests_of
+from audioldm2_pl.generation import MEDIA, Editing, Generation, Sampling, requests_of
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus")  # that a clip's name in a prompt file may have
 METAVARS = {int: "N", float: "X", str: "TEXT"}  # of flags without a unit
@@ -46,7 +46,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
 
 
 def add_generate(commands: argparse._SubParsersAction) -> None:
-    generate = commands.add_parser("generate", help="make sound from text")
+    generate = commands.add_parser("generate", help="make sound from text, a picture, a video or a recording")
     generate.add_argument("model", help="a model folder, or a hub id")
     generate.add_argument("prompts", nargs="*", metavar="TEXT", help="what to generate, one clip each")
     generate.add_argument("--prompts", dest="file", type=Path, help="a text file: one TEXT a line, or NAME | TEXT")
@@ -211,7 +211,10 @@ def run_generate(args: argparse.Namespace) -> None:
     if args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: clips made at once are 1 or more")
 
-    requests = requests_of([text for _, text in named], given_fields(args, Generation))
+    asked = given_fields(args, Generation)
+    if not named and (files := [asked[name] for name in MEDIA if name in asked]):
+        named = [(f"0001_{file_name(Path(files[0]).stem)}", "")]
+    requests = requests_of([text for _, text in named], asked)
     sampling = given_fields(args, Sampling)
     check_fields(Sampling(**sampling))
 
@@ -225,7 +228,7 @@ def run_generate(args: argparse.Namespace) -> None:
         for (name, text), waveform in zip(rows, waveforms):
             path = args.output / f"{name}.wav"
             save_waveform(path, waveform, model.sample_rate)
-            print(f"{path}  {text}", flush=True)
+            print(f"{path}  {text}".rstrip(), flush=True)
 
 
 def run_edit(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from audioldm2_pl.conditioners.condition import Condition, warn_unread
 from audioldm2_pl.editing import NO_EDIT, Edit
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.generation import Generation, Sampling
+from audioldm2_pl.media import read_media
 from audioldm2_pl.models.guidance import UNetInputs
 
 
@@ -25,6 +26,7 @@ def check_readable(model: Any, requests: Sequence[Generation], loa: Tensor | Non
     `loa` (B, L, D) is given in GPT-2's place.
     """
     generation.check_transcripts(requests, model.is_speech)
+    generation.check_media(requests, model.conditioners.values())
     num_given = (loa is not None) + (edit.loa_prefix is not None or edit.loa_suffix is not None)
     if num_given and not model.uses_loa:
         raise UserError("this model reads no LOA; leave it out")
@@ -37,7 +39,8 @@ def check_readable(model: Any, requests: Sequence[Generation], loa: Tensor | Non
 def encode_requests(model: Any, requests: Sequence[Generation], sampling: Sampling, edit: Edit = NO_EDIT,
                     loa: Tensor | None = None) -> UNetInputs:  # fmt: skip
     """Requests => what an AudioLDM2's T-UNet reads of them, one row each. `loa` (B, L, D) replaces GPT-2's."""
-    conditions = model.encode_conditions([r.prompt for r in requests], [r.transcript or "" for r in requests])
+    texts = [r.prompt for r in requests], [r.transcript or "" for r in requests]
+    conditions = model.encode_conditions(*texts, read_media(requests, model.audio))
     if model.uses_loa:
         given = model.generate_loa(conditions, edit.loa_prefix) if loa is None else loa.to(model.device)
         if edit.loa_suffix is not None:

@@ -34,6 +34,7 @@ from audioldm2_pl.training.audiomae import AudioMAETrainingConfig
 from audioldm2_pl.training.clap import CLAPTrainingConfig
 from audioldm2_pl.training.decoder import DecoderTrainingConfig
 from audioldm2_pl.training.gpt2 import GPT2TrainingConfig
+from audioldm2_pl.training.image import ImageTrainingConfig
 from audioldm2_pl.training.joint import JointTrainingConfig
 from audioldm2_pl.training.ldm import LDMTrainingConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
@@ -46,6 +47,7 @@ class TrainingConfig:
     """One recipe a stage."""
 
     clap: CLAPTrainingConfig = field(default_factory=CLAPTrainingConfig)
+    image: ImageTrainingConfig = field(default_factory=ImageTrainingConfig)
     audiomae: AudioMAETrainingConfig = field(default_factory=AudioMAETrainingConfig)
     vae: VAETrainingConfig = field(default_factory=VAETrainingConfig)
     vocoder: VocoderTrainingConfig = field(default_factory=VocoderTrainingConfig)
@@ -171,6 +173,10 @@ class ExperimentConfig:
         recipe = self.training_of(name)
         if not any(weight and term not in recipe.delayed_terms for term, weight in recipe.loss_weights.items()):
             raise UserError(f"training.{name}.loss_weights: no term that is there from the first batch has a weight")
+        if (made := STAGES[name].makes) in CONDITIONS and getattr(self.conditioners, str(made)) is None:
+            raise UserError(f"stages: {name} trains conditioners.{made}, which is null; {{}} takes its defaults")
+        if name == "image" and self.conditioners.image.pretrained is not None:  # type: ignore[union-attr]
+            raise UserError("stages: image trains a small pair; set conditioners.image.pretrained=null or leave it out")
         if "gpt2" in STAGES[name].writes(self) and not self.uses_loa:
             raise UserError(f"stages: {name} trains GPT-2, but unet.conditions={self.unet.conditions} reads no loa")
 

@@ -8,6 +8,8 @@ module imports no torch, so that `audioldm2 --help` starts at once.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from numbers import Integral
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Any, Literal
 
 from audioldm2_pl.errors import UserError
@@ -18,6 +20,7 @@ Unconditional = Literal["zero", "gpt2"]
 Mode = Literal["exact", "official"]
 RestyleMethod = Literal["sdedit", "inversion"]
 ABILITIES = ("between", "above", "extend", "restyle", "vary")  # of which an edit is one
+MEDIA = ("image", "video", "audio")  # fields of Generation that name a file
 
 
 @dataclass
@@ -48,6 +51,11 @@ class Generation:
     transcript: str | None = bounded(
         None, aliases=("transcripts",), help="what a speech model speaks; the prompt then describes the voice"
     )
+    image: str | None = bounded(None, unit="file", help="a picture (PNG, JPEG, WebP) of what is to be heard")
+    video: str | None = bounded(None, unit="file", help="a video of what is to be heard, of which 16 frames are seen")
+    audio: str | None = bounded(
+        None, aliases=("voice",), unit="file", help="a recording that it is to sound like; of speech, the voice"
+    )
     prompt_at: list[tuple[float, str]] | None = bounded(
         None, ge=0, le=86_400, unit="seconds", help="from SECONDS on it is TEXT; may be given several times"
     )
@@ -55,6 +63,11 @@ class Generation:
         None, gt=0, le=86_400, unit="seconds", help="length of the clip; left out, the model's own"
     )
     seed: int = bounded(0, ge=0, lt=2**63, help="random seed of the first clip; the next ones count up")
+
+    def __post_init__(self) -> None:
+        for name in MEDIA:
+            if isinstance(path := getattr(self, name), PathLike):
+                setattr(self, name, fspath(path))
 
     def at(self, seconds: float) -> "Generation":
         """The request with the prompt that holds at a time."""
@@ -157,9 +170,15 @@ def check_request(request: Generation, number: int, empty_prompts: bool = False)
     for text in (request.prompt, request.negative_prompt, request.transcript or "", *later):
         if not isinstance(text, str) or any("\ud800" <= c <= "\udfff" for c in text):
             raise UserError(f"prompt {number} is no text: {text!r}")
-    if not all(text.strip() for text in (request.prompt, *later)) and not empty_prompts:
+    files = {name: path for name in MEDIA if (path := getattr(request, name)) is not None}
+    if not all(text.strip() for text in (request.prompt, *later)) and not empty_prompts and not files:
         raise UserError(f"prompt {number} is empty; write what you want to hear")
     check_fields(request)
+    if len(files) > 1:
+        raise UserError(f"prompt {number} has {' and '.join(files)}; give one of them")
+    for name, path in files.items():
+        if not Path(path).is_file():
+            raise UserError(f"{name} {path}: no such file")
 
 
 def check_transcripts(requests: Sequence[Generation], is_speech: bool) -> None:
@@ -169,6 +188,21 @@ def check_transcripts(requests: Sequence[Generation], is_speech: bool) -> None:
             raise UserError("this is a speech model; give each prompt a transcript (--transcript), the text to speak")
         if not is_speech and request.transcript is not None:
             raise UserError("this is no speech model; leave the transcript out, or open a speech model")
+
+
+def check_media(requests: Sequence[Generation], conditioners: Iterable[Any]) -> None:
+    """UserError where no conditioner of a model reads the file that a request names, or where it names none and they
+    read nothing else."""
+    conditioners = list(conditioners)
+    read = [name for name in MEDIA if any(name in getattr(c, "media", ()) for c in conditioners)]
+    needs_file = "image" in read and not any(c.reads in ("text", "transcript") for c in conditioners)
+    for request in requests:
+        given = [name for name in MEDIA if getattr(request, name) is not None]
+        if unread := [name for name in given if name not in read]:
+            known = f"it reads {', '.join(read)}" if read else "open one that was trained with conditioners.image"
+            raise UserError(f"this model reads no {unread[0]}; {known}")
+        if needs_file and not given:
+            raise UserError("this model makes sound of pictures; give it an image, a video or audio (--image FILE)")
 
 
 def check_sampling(sampling: Sampling, num_timesteps: int) -> None:

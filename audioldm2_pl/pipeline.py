@@ -49,8 +49,8 @@ class AudioLDM2:
                  dtype: torch.dtype = torch.float32):  # fmt: skip
         """`gpt2=False` opens a folder that has no GPT-2 yet; such a model makes sound of LOA that it is given.
 
-        `dtype` is that of all networks but CLAP's audio encoder and AudioMAE; latents between steps and waveforms are
-        float32.
+        `dtype` is that of all networks but AudioMAE and what embeds sound or pictures; latents between steps and
+        waveforms are float32.
         """
         self.device, self.dtype = torch.device(device), dtype
         self.unet, self.vae = self.prepare(folder.load("unet"), dtype), self.prepare(folder.load("vae"), dtype)
@@ -74,9 +74,7 @@ class AudioLDM2:
 
     def open_conditioner(self, folder: ModelFolder, name: str) -> Any:
         conditioner: Any = self.prepare(folder.conditioner(name))
-        if name != "clap":
-            return conditioner.to(self.dtype)
-        conditioner.text_model.to(self.dtype)
+        getattr(conditioner, "text_model", conditioner).to(self.dtype)
         return conditioner
 
     def to(self, device: str | torch.device) -> AudioLDM2:
@@ -124,11 +122,11 @@ class AudioLDM2:
         return nn.Module.to(network, self.device, dtype).eval().requires_grad_(False)
 
     def encode_conditions(
-        self, prompts: Sequence[str], transcripts: Sequence[str] | None = None
+        self, prompts: Sequence[str], transcripts: Sequence[str] | None = None, media: Mapping[str, Any] | None = None
     ) -> dict[str, Condition]:
-        """Prompts and transcripts => the condition (B, L, D) of each conditioner: "clap", "t5", "phonemes"."""
-        inputs = {"text": list(prompts), "transcript": list(transcripts or [""] * len(prompts))}
-        return {name: conditioner.encode(inputs) for name, conditioner in self.conditioners.items()}
+        """Prompts, transcripts and `read_media` => the condition (B, L, D) of each conditioner: "clap", "t5", ..."""
+        inputs = {"text": list(prompts), "transcript": list(transcripts or [""] * len(prompts)), **(media or {})}
+        return {name: c.encode(inputs).to(self.device, self.dtype) for name, c in self.conditioners.items()}
 
     def generate_loa(self, conditions: Mapping[str, Condition], loa_prefix: Tensor | None = None) -> Tensor:
         """Conditions => LOA (B, L, D) that GPT-2 generates, after `loa_prefix` (B or 1, L', D) where there is one."""

@@ -154,7 +154,7 @@ def with_inversion(
 ) -> Edit:
     """The Edit of a window with the DDPM inversion of its source, under what the source is said to be."""
     told = replace(sampling, guidance_scale=editing.source_guidance)
-    said = [replace(request, prompt=editing.source_prompt, negative_prompt="") for request in requests]
+    said = [Generation(editing.source_prompt, transcript=r.transcript, seed=r.seed) for r in requests]
     predict = predictor(model.unet, encode_requests(model, said, told), editing.source_guidance)
     generators = [torch.Generator().manual_seed(seed_of(request.seed, "inversion")) for request in requests]
     latent, start = edit.latent.to(model.device), edit.start_timestep or 1  # type: ignore[union-attr]

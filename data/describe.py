@@ -13,7 +13,7 @@ import numpy as np
 
 from audioldm2_pl.atomic import written_whole
 from audioldm2_pl.errors import UserError, run_tool
-from audioldm2_pl.shards.format import BadClip, captions_of
+from audioldm2_pl.shards.format import BadClip, captions_of, picture_suffixes
 from audioldm2_pl.shards.reader import ShardFolder
 
 from .verify import folders_parser, splits_below
@@ -33,6 +33,7 @@ class Contents:
     sources: list[str] = field(default_factory=list)  # of each clip
     licences: list[str] = field(default_factory=list)  # of each clip
     transcripts: int = 0
+    pictures: int = 0
     left_out: int = 0
 
     def add(self, clip: dict[str, Any]) -> None:
@@ -42,6 +43,7 @@ class Contents:
         self.sources.append(name_of(clip.get("source")))
         self.licences.append(name_of(clip.get("licence")))
         self.transcripts += bool(clip.get("transcript"))
+        self.pictures += len(clip["pictures"])
 
     def __add__(self, other: "Contents") -> "Contents":
         return Contents(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
@@ -72,12 +74,12 @@ def read_contents(folder: Path) -> Contents:
 
 
 def fields_of(split: ShardFolder, shard: int, number: int) -> dict[str, Any]:
-    """A clip's fields, with its duration. BadClip where it has none."""
+    """A clip's fields, with its duration and its pictures' suffixes. BadClip where it has no duration."""
     clip = split.load(shard, number, with_sound=False)
     if "duration" not in clip:
         sound = split.load(shard, number)
         clip["duration"] = len(sound["waveform"]) / sound["sample_rate"]
-    return clip
+    return {**clip, "pictures": picture_suffixes(split.locate(shard, number)[1])}
 
 
 def name_of(value: Any) -> str:
@@ -87,12 +89,14 @@ def name_of(value: Any) -> str:
 
 def table(rows: dict[str, Contents]) -> str:
     """The splits under each other, then clips and hours by source and by licence, the largest first."""
-    lines = [("split", "clips", "hours", "seconds a clip", "captions", "words a caption", "transcripts", "left out")]
+    lines = [("split", "clips", "hours", "seconds a clip", "captions", "words a caption", "transcripts",
+              "pictures", "left out")]  # fmt: skip
     for name, contents in rows.items():
-        numbers = (len(contents.seconds), len(contents.words), contents.transcripts, contents.left_out)
-        clips, captions, transcripts, left_out = (f"{number:,}" for number in numbers)
+        numbers = (len(contents.seconds), len(contents.words), contents.transcripts, contents.pictures)
+        clips, captions, transcripts, pictures = (f"{number:,}" for number in numbers)
         hours, lengths, words = hours_of(contents.seconds), spread(contents.seconds), spread(contents.words)
-        lines.append((name, clips, hours, lengths, captions, words, transcripts, left_out))
+        left_out = f"{contents.left_out:,}"
+        lines.append((name, clips, hours, lengths, captions, words, transcripts, pictures, left_out))
     blocks = [columns(lines), "(lengths: least / median / most)"]
     for title in ("sources", "licences"):
         found = [

@@ -9,6 +9,10 @@ ESC-10 as first published (`audio/<class>/*.ogg` and `meta.csv`, a licence for e
 excerpt of it, is read as well. Both layouts get ESC-50's category names as labels, and several
 captions a clip, written by hand for each category. Folds keep clips of one recording together; what
 shares a recording with the test fold all the same is refused in training.
+
+With --pictures every clip carries the pictures of its class: a folder of PNGs with `pictures.csv` of
+file, class (an ESC-10 folder or an ESC-50 category), set (the drawing style) and licence. Pictures of the
+set fluent-emoji-flat go to test clips alone, those of the other sets to training clips alone.
 """
 
 import re
@@ -34,6 +38,7 @@ ESC10_CATEGORIES = {
     "fire_crackling": "crackling_fire",
 }
 
+TEST_STYLE = "fluent-emoji-flat"  # the set of pictures that training never sees
 CLIP_SECONDS = 5.0  # of every clip; two of ESC-10's files are seven long, and are cut
 
 # category: (the sound, what happens); the ten of ESC-10 have more.
@@ -98,11 +103,22 @@ def captions_for(category: str) -> list[str]:
     return list(dict.fromkeys([*others, noun, f"the sound of {noun}", f"a recording of {noun}"]))
 
 
-def read_clips(source: Path, split: str, test_fold: int | None = None) -> Iterator[Clip]:
+def pictures_for(folder: Path, split: str) -> dict[str, list[tuple[Path, str]]]:
+    """Category -> (file, licence) of each of its pictures in a style of the split; UserError without pictures.csv."""
+    found: dict[str, list[tuple[Path, str]]] = {}
+    for _, row in read_table(folder / "pictures.csv", ("file", "class", "set", "licence")):
+        if (row["set"] == TEST_STYLE) == (split == "test"):
+            category = ESC10_CATEGORIES.get(row["class"], row["class"])
+            found.setdefault(category, []).append((folder / row["file"], row["licence"]))
+    return found
+
+
+def read_clips(source: Path, split: str, test_fold: int | None = None, pictures: Path | None = None) -> Iterator[Clip]:
     """The clips of "train" or "test"; without a test fold all clips are for training.
 
     Raises UserError where the meta file is missing or in a layout unknown here.
     """
+    found = {} if pictures is None else pictures_for(pictures, split)
     esc50, esc10 = source / "meta" / "esc50.csv", source / "meta.csv"
     rows = list(_esc50_rows(esc50) if esc50.is_file() else _esc10_rows(esc10))
     folds = sorted({fold for _, _, fold, _, _ in rows})
@@ -110,19 +126,22 @@ def read_clips(source: Path, split: str, test_fold: int | None = None) -> Iterat
         raise UserError(f"{source} has no fold {test_fold}; its folds are {folds}")
     for path, category, fold, licence, recording in rows:
         if (fold == test_fold) == (split == "test"):
+            files, licences = zip(*found[category]) if category in found else ((), ())
+            drawn = {"picture_licences": sorted(set(licences))} if licences else {}
             yield Clip(
                 key=key_of(category, Path(path).stem),
                 duration=CLIP_SECONDS,
                 captions=captions_for(category),
                 path=source / path,
+                pictures=files,
                 labels=[category],
                 source="ESC-50" if esc50.is_file() else "ESC-10",
                 licence=licence,
-                extra={"fold": fold, "source_id": source_id("freesound", recording)},
+                extra={"fold": fold, "source_id": source_id("freesound", recording), **drawn},
             )
 
 
-def held_out(source: Path, test_fold: int | None = None) -> set[str]:
+def held_out(source: Path, test_fold: int | None = None, pictures: Path | None = None) -> set[str]:
     return ids_of(read_clips(source, "test", test_fold))
 
 
@@ -156,7 +175,8 @@ OPTIONS = {
         "type": int,
         "metavar": "N",
         "help": "the fold that becomes the test split (default: all clips are for training)",
-    }
+    },
+    "--pictures": {"type": Path, "metavar": "FOLDER", "help": "of pictures of the classes, with pictures.csv"},
 }
 CORPUS = Corpus(__doc__, SPLITS, read_clips, OPTIONS, held_out=held_out)
 clips, main = CORPUS.clips, CORPUS.main

@@ -119,6 +119,6 @@ class Journal:
 
 def fingerprint(clip: Any) -> bytes:
     """32 bytes that change with whatever is known about a clip, and with the size and time of its files."""
-    paths = [path for path in (clip.path, *clip.others) if path is not None and os.path.exists(path)]
+    paths = [path for path in (clip.path, *clip.others, *clip.pictures) if path is not None and os.path.exists(path)]
     states = [(status.st_size, status.st_mtime_ns) for status in map(os.stat, paths)]
     return hashlib.sha256(pickle.dumps((clip, states))).digest()

@@ -1,8 +1,8 @@
 """The shard format: clips go in, tar files that `audioldm2_pl.shards.datamodule` reads come out.
 
 A split is a folder of `NNNNNN.tar` and an `index.json`. A clip has two members, `<key>.flac` (16-bit
-mono) and `<key>.json` (caption, labels, source, licence, where in the source). The same clips give
-the same bytes.
+mono) and `<key>.json` (caption, labels, source, licence, where in the source), and `<key>.0.png` or
+`<key>.0.jpg` for each of its pictures. The same clips give the same bytes.
 """
 
 import io
@@ -24,6 +24,7 @@ import soxr
 from tqdm import tqdm
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.media import PICTURES, read_picture
 from audioldm2_pl.shards.reader import SHARD_FORMAT, captions_of
 
 from .engines import ENGINES, count_cores
@@ -55,6 +56,7 @@ class Clip:
     start: float = 0.0  # seconds into the file
     duration: float | None = None  # seconds at most; None = to the end of the file
     others: Sequence[str | Path] = ()
+    pictures: Sequence[str | Path] = ()  # PNG or JPEG files of what is heard
     shortest: float = SHORTEST  # seconds; a file that gives less is left out
     recording_start: float | None = None  # seconds; where the clip begins in a file that is the whole recording
     extra: dict[str, Any] = field(default_factory=dict)  # further fields of the JSON member
@@ -188,7 +190,7 @@ def _encode_batch(clips: list[Clip], sample_rate: int) -> list[EncodedClip | str
 
 
 def encode_clip(clip: Clip, sample_rate: int) -> EncodedClip:
-    """The FLAC member, the JSON member and the seconds of one clip; UserError where it cannot be trained on."""
+    """The members and the seconds of one clip; UserError where it cannot be trained on."""
     key, changed = clip.key, clip.changed
     clip = clip.make() if clip.make is not None else clip
     sound = load_sound(clip, sample_rate)
@@ -212,7 +214,17 @@ def encode_clip(clip: Clip, sample_rate: int) -> EncodedClip:
     }
     fields = clip.extra | {name: value for name, value in known.items() if value is not None}
     check_text(key, fields)
-    return EncodedClip(flac.getvalue(), json.dumps(fields, sort_keys=True).encode(), seconds)
+    pictures = [picture_member(Path(path)) for path in clip.pictures]
+    members = {f"{i}.{suffix}": content for i, (suffix, content) in enumerate(pictures)}
+    return EncodedClip(flac.getvalue(), json.dumps(fields, sort_keys=True).encode(), seconds, members)
+
+
+def picture_member(path: Path) -> tuple[str, bytes]:
+    """Suffix and bytes of a picture, as it is; UserError where it cannot be read, or is neither PNG nor JPEG."""
+    if (suffix := path.suffix.lower().lstrip(".")) not in PICTURES:
+        raise UserError(f"{path}: shards hold pictures as {', '.join(PICTURES)}")
+    read_picture(path)
+    return suffix, path.read_bytes()
 
 
 def check_text(key: str, fields: dict[str, Any]) -> None:
@@ -254,6 +266,8 @@ def summary(folder: Path, index: dict[str, Any]) -> str:
         f"{folder}: {index['num_clips']} clips, {index['seconds'] / 3600:.3f} h, "
         f"{len(index['shards'])} shards, {index['sample_rate']} Hz"
     )
+    if index.get("num_pictures"):
+        line += f", {index['num_pictures']} pictures"
     lines = [line]
     for name, verb in (("skipped", "left out"), ("changed", "changed")):
         listed = index.get(name, [])

@@ -2,7 +2,8 @@
 
     python -m data.verify shards/esc10
 
-For each shard: its sha256 and seconds, where index.json gives them, and every clip of it as training reads it. Of
+For each shard: its sha256, seconds and pictures, where index.json gives them, and every clip of it as training reads
+it, with all its pictures. Of
 shards of features (`python -m data.encode`) also all features; their clips that were noted as bad stay so.
 """
 
@@ -50,7 +51,7 @@ def _faults(split: ShardFolder, num_workers: int) -> Iterator[str]:
     index, folder = split.index, Path(split.path)
     shards = range(len(split.counts))
     yield from filter(None, local(partial(shard_fault, split), shards, min(num_workers, len(shards)) or 1))
-    for name in ("num_clips", "seconds"):
+    for name in ("num_clips", "seconds", "num_pictures"):
         total = sum(shard.get(name, 0) for shard in index["shards"])
         if abs(index.get(name, total) - total) > 0.002:
             yield f"{folder}/index.json: {name} {index.get(name)}, its shards have {total:g}; write the shards again"
@@ -69,19 +70,22 @@ def shard_fault(split: ShardFolder, shard: int) -> str | None:
     if entry.get("sha256") not in (None, digest.hexdigest()):
         return f"{path} is not what index.json describes; write the shards again"
     noted = {bad["clip"] for bad in entry.get("bad", ())}
-    seconds = 0.0
+    seconds, num_pictures = 0.0, 0
     try:
         for number in range(split.counts[shard]):
             if number not in noted:
-                clip = split.load_audible(shard, number)
+                clip = split.load_audible(shard, number, with_images=True)
                 warn_unread_caption(split.path, clip)
                 seconds += len(clip.get("waveform", ())) / clip.get("sample_rate", 1)
+                num_pictures += len(clip.get("images", ()))
     except BadClip as bad:
         return f"{path}: {bad}; write the shards again"
     except UserError as error:
         return str(error)
     if "features" not in split.index and abs(seconds - entry.get("seconds", seconds)) > 0.001:
         return f"{path} holds {seconds:.3f} s, index.json says {entry['seconds']}"
+    if entry.get("num_pictures", num_pictures) != num_pictures:
+        return f"{path} holds {num_pictures} pictures, index.json says {entry['num_pictures']}"
     return None
 
 

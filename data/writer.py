@@ -18,16 +18,22 @@ LISTED = ("skipped", "changed")  # clips that were left out, and clips that are 
 
 
 class EncodedClip(NamedTuple):
-    """A clip's two members and its length."""
+    """A clip's members and its length."""
 
     flac: bytes
     json: bytes
     seconds: float
+    pictures: Mapping[str, bytes]  # by suffix
+
+    @property
+    def members(self) -> dict[str, bytes]:
+        """By suffix."""
+        return {"flac": self.flac, "json": self.json, **self.pictures}
 
     @property
     def size(self) -> int:
         """Bytes in a tar: the contents, each behind a header and filled up to whole blocks."""
-        return sum(tarfile.BLOCKSIZE * (1 + -(-len(member) // tarfile.BLOCKSIZE)) for member in (self.flac, self.json))
+        return sum(tarfile.BLOCKSIZE * (1 + -(-len(member) // tarfile.BLOCKSIZE)) for member in self.members.values())
 
 
 class TarWriter:
@@ -80,6 +86,7 @@ class SplitWriter:
         self.fingerprints: list[bytes] = []  # of the clips read for the shard that is open
         self.listed: dict[str, list[dict[str, str]]] = {name: [] for name in LISTED}  # and what became of some of them
         self.seconds = 0.0  # written by this process
+        self.num_pictures = 0  # in the open shard
 
     def add(self, key: str, fingerprint: bytes, clip: EncodedClip | str) -> None:
         """Adds the next clip, or notes the reason why there is none."""
@@ -91,7 +98,8 @@ class SplitWriter:
             return
         if self.tar is None:
             self.tar = TarWriter(self.journal.folder / f"{len(self.journal.lines):06d}.tar")
-        self.tar.add(key, {"flac": clip.flac, "json": clip.json})
+        self.tar.add(key, clip.members)
+        self.num_pictures += len(clip.pictures)
         self.lengths.append(clip.seconds)
         self.seconds += clip.seconds
         if b'"changed"' in clip.json:
@@ -110,20 +118,24 @@ class SplitWriter:
             "seconds": round(sum(self.lengths), 3),
             "longest_seconds": round(max(self.lengths), 3),
             "sha256": sha256,
+            **({"num_pictures": self.num_pictures} if self.num_pictures else {}),
         }
         self.journal.add(entry, size, self.fingerprints, self.listed)
         self.tar, self.lengths, self.fingerprints, self.listed = None, [], [], {name: [] for name in LISTED}
+        self.num_pictures = 0
 
     def index(self, sample_rate: int) -> dict[str, Any]:
         """What `index.json` says, the last shard being finished."""
         lines = [*self.journal.lines, self.listed]
         shards = [line["shard"] for line in self.journal.lines]
+        num_pictures = sum(shard.get("num_pictures", 0) for shard in shards)
         return {
             "format": SHARD_FORMAT,
             "sample_rate": sample_rate,
             "num_clips": sum(shard["num_clips"] for shard in shards),
             "seconds": round(sum(shard["seconds"] for shard in shards), 3),
             "longest_seconds": max((shard["longest_seconds"] for shard in shards), default=0.0),
+            **({"num_pictures": num_pictures} if num_pictures else {}),
             "shards": shards,
             **{name: [clip for line in lines for clip in line[name]] for name in LISTED},
         }

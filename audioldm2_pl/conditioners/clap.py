@@ -188,6 +188,7 @@ class CLAP(nn.Module):
         "tokenizer": ("transformers", "RobertaTokenizer"),
         "feature_extractor": ("transformers", "ClapFeatureExtractor"),
     }
+    media = ("audio",)
     width_key = "projection_dim"  # of its config.json
     has_own_stage = True
 
@@ -243,13 +244,15 @@ class CLAP(nn.Module):
         return ("clap",) if self.reads == "waveform" else ("clap_text",)
 
     def encode(self, inputs: Mapping[str, Any]) -> Condition:
-        """One vector a clip, (B, 1, D), of its sound where that is what CLAP reads and the inputs have it."""
+        """One vector a clip, (B, 1, D), of its sound where that is what CLAP reads or what a request gives."""
         features = inputs.get("features", {})
         if self.stored[0] in features:
             return Condition.of(features[self.stored[0]])
         if self.reads == "waveform" and "waveform" in inputs:
             return self.encode_audio(inputs["waveform"], inputs["sample_rate"])
-        return self.encode_text(inputs["text"])
+        return self.encode_text(inputs["text"]).replaced(
+            inputs.get("audio"), lambda sounds: self.encode_audio(torch.stack(sounds), inputs["sample_rate"])
+        )
 
     def empty(self) -> Condition:
         """Of no text, (1, 1, D)."""
@@ -274,26 +277,10 @@ class CLAP(nn.Module):
 
     def encode_audio(self, waveform: Tensor, sample_rate: int) -> Condition:
         """Waveforms (B, T) => (B, 1, D); of clips longer than CLAP's window the first part counts."""
+        waveform = waveform.to(self.mel.filters.device)
         log_mel = self.mel(resample(waveform, sample_rate, self.feature_extractor.sampling_rate))
         output = self.model.get_audio_features(input_features=log_mel)
         return Condition.of(output.pooler_output)  # type: ignore[union-attr]
-
-    def contrastive_loss(self, audio: Tensor, text: Tensor, same: Tensor | None = None) -> Tensor:
-        """Symmetric cross-entropy over the similarities of paired embeddings (B, D).
-
-        Wu et al. 2023, Eq. 2. Pairs that `same` (B, B) marks, clips with one caption, are no negatives of each other.
-        """
-        target = torch.arange(len(audio), device=audio.device)
-        with torch.autocast(audio.device.type, enabled=False):  # bfloat16 rounds a scaled logit by up to 0.25
-            similarity = audio.float() @ text.float().T  # (B, B), a row per sound
-            by_audio = self.model.logit_scale_a.exp() * similarity
-            by_text = self.model.logit_scale_t.exp() * similarity.T
-            if same is not None:
-                ignored = same & (target[:, None] != target[None, :])
-                # after the scaling: the gradient of a scale times infinity is not a number
-                by_audio = by_audio.masked_fill(ignored, float("-inf"))
-                by_text = by_text.masked_fill(ignored.T, float("-inf"))
-            return (F.cross_entropy(by_audio, target) + F.cross_entropy(by_text, target)) / 2
 
 
 class CLAPText(nn.Module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,6 +58,15 @@ class Condition:
         rows = torch.arange(len(self), device=dropped.device).masked_fill(dropped, len(self))
         return Condition.cat([self, empty])[rows.to(self.mask.device)]
 
+    def replaced(self, given: Sequence[Any] | None, encode: Callable[[list[Any]], Condition]) -> Condition:
+        """The clips, with what is `given` for some of them, None for the others, encoded (N, L', D) in their place."""
+        rows = [] if given is None else [row for row, value in enumerate(given) if value is not None]
+        if given is None or not rows:
+            return self
+        index = torch.arange(len(self))
+        index[rows] = len(self) + torch.arange(len(rows))
+        return Condition.cat([self, encode([given[row] for row in rows])])[index.to(self.mask.device)]
+
     @staticmethod
     def of(embedding: Tensor) -> Condition:
         """Vectors that are all real: (B, L, D), or (B, D) as one vector a clip."""
@@ -79,7 +88,9 @@ class Conditioner(Protocol):
     """An encoder of one condition: an `nn.Module` with these attributes and methods.
 
     `inputs` below is a batch of the data loader or what a request gives: "text" and "transcript", a string a clip;
-    "waveform" (B, T) with its "sample_rate" in Hz; and "features", outputs that were computed before.
+    "waveform" (B, T) with its "sample_rate" in Hz; "image", a picture (H, W, 3) a clip; and "features", outputs that
+    were computed before. Of requests "image", "video" (F, H, W, 3) and "audio" (T,) hold None where there is none; who
+    reads one of them names it in an attribute `media`.
     """
 
     name: str  # in `conditioners`, `gpt2.conditions` and `unet.conditions`

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
 from audioldm2_pl.conditioners.clap import CLAPConfig
+from audioldm2_pl.conditioners.image import ImageConfig
 from audioldm2_pl.conditioners.phonemes import PhonemeConfig
 from audioldm2_pl.conditioners.t5 import T5EncoderConfig
 from audioldm2_pl.fields import without_none
@@ -16,6 +17,7 @@ class ConditionersConfig:
     clap: CLAPConfig | None = field(default_factory=CLAPConfig)
     t5: T5EncoderConfig | None = field(default_factory=T5EncoderConfig)
     phonemes: PhonemeConfig | None = None
+    image: ImageConfig | None = None
 
 
 CONDITIONS = tuple(f.name for f in fields(ConditionersConfig))

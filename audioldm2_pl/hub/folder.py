@@ -47,7 +47,8 @@ from audioldm2_pl.models.unet_hub import from_hub_config
 
 SAMPLING = "generation_config.json"
 OWN_PIPELINE = "AudioLDM2"  # the class in model_index.json where diffusers has none
-MODEL_TYPES = {"clap": ("clap", "clap_text_model"), "t5": ("t5",), "phonemes": ("vits",)}
+MODEL_TYPES = {"clap": ("clap", "clap_text_model"), "t5": ("t5",), "phonemes": ("vits",),
+               "image": ("pe_audio_video", "image_audio_pair")}  # fmt: skip
 
 
 class ModelFolder:

@@ -14,6 +14,7 @@ import transformers
 from safetensors.torch import save_file
 
 from audioldm2_pl.conditioners.config import CONDITIONS, conditioner_class
+from audioldm2_pl.conditioners.image import load_image_encoder
 from audioldm2_pl.conditioners.phonemes import BESIDE_T5, SUBFOLDERS
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models.audiomae import AudioMAE, AudioMAEConfig
@@ -143,6 +144,8 @@ def load_part(folder: Path, part: str) -> Any:
     try:
         if part == "audiomae":
             return load_audiomae(path)
+        if part == "image_encoder":
+            return load_image_encoder(path)
         if part == "unet":
             return TUNet.from_pretrained(path)
         if part == "projection_model":

@@ -4,7 +4,9 @@ A key is unique within its split. An id, "folder/shard/clip" by number, is uniqu
 those of validation begin with "test/".
 
 Of precomputed clips (see `encoded`) "features", name -> (B, ...), replace the waveform; a stage that caches every
-clip's features itself gets neither. `format` says what a folder of shards holds, `stream` in which order it is read.
+clip's features itself gets neither. A stage that asks for pictures also gets "image", a list of uint8 (H, W, 3), and
+"image_id" (B,), equal for clips of the same pictures. `format` says what a folder of shards holds, `stream` in which
+order it is read.
 """
 
 from __future__ import annotations
@@ -97,6 +99,7 @@ class AudioShards(L.LightningDataModule):
         self.quarantine = Quarantine(self.train, data.max_bad_fraction, quarantine)
         self.test_quarantine: Quarantine | None = None
         self.cached: Container[str] = ()  # ids of training clips whose sound the stage does not need
+        self.images = False  # whether the stage reads the clips' pictures
         self.start = 0  # position of the next clip
         self.batches = 0  # that were trained on before it
 
@@ -111,7 +114,7 @@ class AudioShards(L.LightningDataModule):
     def clip_stream(self, **fields: Any) -> ClipStream:
         """The clips of training in storage order, each once, unless `fields` of `ClipStream` say otherwise."""
         own = {"folders": self.train, "quarantine": self.quarantine, "start": None, "weights": self.data.weights}
-        own |= {name: getattr(self, name) for name in ("audio", "num_samples", "seed", "batch_size")}
+        own |= {name: getattr(self, name) for name in ("audio", "num_samples", "seed", "batch_size", "images")}
         return ClipStream(**own | fields)
 
     def loader(self, stream: ClipStream) -> DataLoader:
@@ -176,6 +179,8 @@ class AudioShards(L.LightningDataModule):
         the parts in the model folder.
         """
         self.check_whole("features are of whole clips, set data.encoded=[]")
+        if self.images:
+            raise UserError("data.encoded: holds no pictures, which conditioners.image hears; set data.encoded=[]")
         if self.num_samples != self.audio.num_samples:
             raise UserError("data.encoded: features are of whole clips; take crop_seconds out of the stage's recipe")
         folders = [EncodedFolder(path, (*needed, *texts), self.data.remote(path)) for path in self.data.encoded]

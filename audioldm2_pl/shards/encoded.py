@@ -9,6 +9,7 @@ and an index.json. A clip is `<key>.json` and `<key>.<feature>.npy` for each fea
     clap_text    (N, D)        CLAP of each of the clip's N captions
     t5           (N, L, D)     T5's hidden states of each caption, padded with zeros to the longest
     t5_length    (N,)          how many of the L are real
+    image        (D,)          the image encoder's embedding of the sound
 
 The JSON is {"clip": the source's fields, "crc32": {feature: checksum of its member}}; of a clip that could not be used
 {"bad": the reason, "lost": whether it had no name}, and no feature follows. `python -m data.encode` writes such
@@ -42,6 +43,7 @@ FEATURES = {  # part -> its features of a clip
     "audiomae": ("grid",),
     "clap": ("clap", "clap_text"),
     "t5": ("t5", "t5_length"),
+    "image": ("image",),
 }
 FRONT_END = 2  # counts the ways in which `audio.prepare_clip` has brought clips to the networks
 TEXT_FEATURES = ("clap_text", "t5", "t5_length")  # a row for each caption
@@ -89,7 +91,7 @@ class EncodedFolder(ShardFolder):
     def missing(self, members: Members) -> str | None:
         return None if "json" in members else "no json member"
 
-    def load(self, shard: int, clip: int, with_sound: bool = True) -> dict[str, Any]:
+    def load(self, shard: int, clip: int, with_sound: bool = True, with_images: bool = False) -> dict[str, Any]:
         key, members = self.locate(shard, clip)
         about = self.fields(key, "json", self.content(shard, key, members["json"]))
         if "bad" in about:

@@ -8,6 +8,7 @@ A split is a folder of uncompressed tars and an index.json:
 A clip is two members, `<key>.flac` (16-bit mono) and `<key>.json` with "text" or "captions" (a list), and, where
 known, "transcript", "labels", "source", "licence", "start", "duration". Of other writers' shards wav, mp3, ogg and
 opus, txt for the caption, lists under "text" and folders in names are read, too: keys and suffixes are webdataset's.
+Pictures of what is heard, `<key>.png` and `<key>.jpg` or several, `<key>.0.png`, are decoded where they are asked for.
 
 Nothing is trusted. A tar's damaged headers are stepped over, other members are not looked at, nothing is unpickled.
 Damage within a FLAC shows in the checksums of its frames; a changed letter inside a caption shows only in the shard's
@@ -22,6 +23,7 @@ import posixpath
 import re
 import tarfile
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +31,7 @@ import numpy as np
 
 from audioldm2_pl.audio import choose_channel
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.media import PICTURES, decode_picture
 from audioldm2_pl.mp3 import open_sound
 from audioldm2_pl.shards.tar import Span, read_entries
 
@@ -41,7 +44,8 @@ SOUNDS = {  # suffix -> libsndfile's names of what it may hold; of several membe
     "opus": ("OGG",),
 }
 MEMBERS = (*SOUNDS, "json", "txt")  # and <name>.npy
-OWN_FIELDS = ("waveform", "sample_rate", "features", "key", "id")  # set by the reader, never by a clip's JSON
+# set by the reader, never by a clip's JSON
+OWN_FIELDS = ("waveform", "sample_rate", "features", "key", "id", "images", "image", "image_id")
 TEXT_FIELDS = ("text", "captions", "transcript")  # no array of these names is read
 CAPTION_LIKE = re.compile("caption|text|descri|prompt|sentence", re.IGNORECASE)
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
@@ -72,7 +76,7 @@ def check_index(index: dict[str, Any]) -> None:
     if (rate := index.get("sample_rate")) is not None and not MIN_RATE <= rate <= MAX_RATE:
         raise ValueError(f"sample_rate {rate} is not from {MIN_RATE} to {MAX_RATE} Hz")
     for entry in (index, *index["shards"]):
-        for name in ("seconds", "longest_seconds"):
+        for name in ("seconds", "longest_seconds", "num_pictures"):
             if not entry.get(name, 0) >= 0:
                 raise ValueError(f"{name} {entry[name]}")
 
@@ -86,7 +90,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def read_members(file: BinaryIO, path: str) -> dict[str, Members]:
-    """Key -> its members with the suffixes of MEMBERS, and npy, of an open tar that errors call `path`.
+    """Key -> its members with the suffixes of MEMBERS, npy, and PICTURES, of an open tar that errors call `path`.
 
     Raises UserError on a member that would have to be unpickled.
     """
@@ -96,10 +100,15 @@ def read_members(file: BinaryIO, path: str) -> dict[str, Members]:
         parts = suffix.split(".")
         if any(part in REFUSED for part in parts):
             raise UserError(f"{path}: carries {name}, which could run code when read; leave this shard out")
-        if key and kind in tarfile.REGULAR_TYPES and (suffix in MEMBERS or parts[-1] == "npy"):
+        if key and kind in tarfile.REGULAR_TYPES and (suffix in MEMBERS or parts[-1] in ("npy", *PICTURES)):
             members = clips.setdefault(key, {})
             members[suffix] = TWICE if suffix in members else span
     return clips
+
+
+def picture_suffixes(members: Iterable[str]) -> list[str]:
+    """Those of a clip's suffixes that are pictures, such as "jpg" and "0.png"."""
+    return [suffix for suffix in sorted(members) if suffix.rpartition(".")[2] in PICTURES]
 
 
 def captions_of(fields: dict[str, Any]) -> list[str]:
@@ -139,6 +148,8 @@ def decode(suffix: str, content: bytes, longest_seconds: float) -> dict[str, Any
         return decode_json(content)
     if suffix == "txt":
         return {"txt": content.decode("utf-8").strip()}
+    if picture_suffixes([suffix]):
+        return {"image": decode_picture(content, PICTURES[suffix.rpartition(".")[2]])}
     name, array = suffix.rpartition(".")[0] or "npy", decode_array(content)
     return {} if name in (*OWN_FIELDS, *TEXT_FIELDS) else {name: array}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +16,7 @@ import numpy as np
 
 from audioldm2_pl.audio import is_silent
 from audioldm2_pl.errors import UserError, reason_of
+from audioldm2_pl.seeds import seed_of
 from audioldm2_pl.shards.format import (
     SHARD_FORMAT,
     SOUNDS,
@@ -25,6 +27,7 @@ from audioldm2_pl.shards.format import (
     check_index,
     decode,
     is_text,
+    picture_suffixes,
     read_members,
 )
 from audioldm2_pl.shards.remote import RemoteFolder, is_remote
@@ -126,16 +129,22 @@ class ShardFolder:
                 self.tables.popitem(last=False)
         return self.tables[shard]
 
-    def load(self, shard: int, clip: int, with_sound: bool = True) -> dict[str, Any]:
+    def load(self, shard: int, clip: int, with_sound: bool = True, with_images: bool = False) -> dict[str, Any]:
         """One clip: {"key", "waveform" (T,) at its own rate, "sample_rate", and the JSON's fields}, or BadClip.
 
         A txt member is the caption where the JSON has none; an npy member x.npy becomes the field x. Without its sound
-        a clip is not decoded.
+        a clip is not decoded. With images, and where it has some, there are "images", uint8 (H, W, 3) each, and
+        "image_id", a number that clips of the same pictures share.
         """
         key, members = self.locate(shard, clip)
         sounds = [suffix for suffix in SOUNDS if suffix in members]
+        pictures = picture_suffixes(members)
+        contents = [self.content(shard, key, members[suffix]) for suffix in pictures if with_images]
         fields: dict[str, Any] = {}
-        for suffix in sorted(members):
+        if contents:
+            images = [self.fields(key, suffix, content)["image"] for suffix, content in zip(pictures, contents)]
+            fields = {"images": images, "image_id": seed_of(*sorted(map(zlib.crc32, contents)))}
+        for suffix in sorted(members.keys() - pictures):
             if suffix not in SOUNDS or (suffix == sounds[0] and with_sound):
                 fields |= self.fields(key, suffix, self.content(shard, key, members[suffix]))
         if "txt" in members and "text" not in fields and "captions" not in fields:
@@ -202,9 +211,9 @@ class ShardFolder:
         if not np.isfinite(np.dot(waveform, waveform)) and not np.isfinite(waveform).all():
             raise BadClip(key, "NaN or infinite samples")
 
-    def load_audible(self, shard: int, clip: int, with_sound: bool = True) -> dict[str, Any]:
+    def load_audible(self, shard: int, clip: int, with_sound: bool = True, with_images: bool = False) -> dict[str, Any]:
         """`load` for those who train: BadClip, too, where a clip's sound is silence."""
-        fields = self.load(shard, clip, with_sound)
+        fields = self.load(shard, clip, with_sound, with_images)
         if "waveform" in fields and is_silent(fields["waveform"]):
             raise BadClip(fields["key"], "silent")
         return fields

@@ -50,6 +50,7 @@ class ClipStream(IterableDataset):
     weights: Sequence[float] = ()  # of the folders
     quarantine: Quarantine = None  # type: ignore[assignment]  # None: one of its own
     without_sound: Container[str] = ()  # ids of clips that come without their sound
+    images: bool = False  # whether a picture comes along, one of the clip's at random
     validation: bool = False
 
     def __post_init__(self) -> None:
@@ -107,7 +108,7 @@ class ClipStream(IterableDataset):
             return None
         try:
             name = f"{'test/' if self.validation else ''}{f}/{shard}/{clip}"
-            fields = folder.load_audible(shard, clip, name not in self.without_sound)
+            fields = folder.load_audible(shard, clip, name not in self.without_sound, self.images)
             if self.rank == 0 and ((worker := get_worker_info()) is None or worker.id == 0):
                 warn_unread_caption(folder.path, fields)
             return self.prepare(fields, position) | {"id": name}
@@ -135,13 +136,17 @@ class ClipStream(IterableDataset):
     def drawn(self, clip: dict[str, Any], position: int) -> dict[str, Any]:
         """The draws follow from (seed, position)."""
         rng = np.random.default_rng((self.seed, position, 1))
-        sound = {}
+        sound: dict[str, Any] = {}
         if "waveform" in clip:
             sound = {"waveform": torch.from_numpy(self.cut(clip["waveform"], clip["sample_rate"], rng))}
         captions = captions_of(clip)
         caption = int(rng.integers(len(captions)))
         if "features" in clip:
             sound = {"features": choose_caption(clip["features"], caption)}
+        if self.images:
+            if "images" not in clip:
+                raise ValueError("it has no picture, a png or jpg member")
+            sound |= {"image": clip["images"][rng.integers(len(clip["images"]))], "image_id": clip["image_id"]}
         return {
             **sound,
             "text": captions[caption],
@@ -170,7 +175,10 @@ def draw_crop(waveform: np.ndarray, num_samples: int, rng: np.random.Generator) 
 
 
 def collate(clips: list[dict[str, Any]]) -> dict[str, Any]:
-    """Clips => a batch of lists, with the "waveform" (B, T) or the "features" (B, ...) of `stack_features`."""
+    """Clips => a batch of lists, with the "waveform" (B, T) or the "features" (B, ...) of `stack_features`.
+
+    Pictures, of sizes of their own, are a list too; "image_id" is (B,).
+    """
     if "error" in clips[-1]:
         return clips[-1]
     batch: dict[str, Any] = {name: [clip[name] for clip in clips] for name in ("text", "transcript", "key", "id")}
@@ -178,6 +186,9 @@ def collate(clips: list[dict[str, Any]]) -> dict[str, Any]:
         batch["features"] = stack_features([clip["features"] for clip in clips])
     elif "waveform" in clips[0]:
         batch["waveform"] = torch.stack([clip["waveform"] for clip in clips])  # (B, T)
+    if "image" in clips[0]:
+        batch["image"] = [clip["image"] for clip in clips]
+        batch["image_id"] = torch.tensor([clip["image_id"] for clip in clips])  # (B,)
     return batch
 
 

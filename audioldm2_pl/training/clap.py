@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+import torch.nn.functional as F
+from torch import Tensor
 
 from audioldm2_pl.conditioners.clap import CLAP
 from audioldm2_pl.fields import bounded
@@ -47,6 +48,25 @@ def caption_ids(texts: Sequence[str], device: torch.device) -> Tensor:
     return torch.tensor([seed_of(text) for text in texts], device=device)
 
 
+def contrastive_loss(
+    audio: Tensor, other: Tensor, scale_a: Tensor, scale_b: Tensor, same: Tensor | None = None
+) -> Tensor:
+    """Symmetric cross-entropy over the similarities of paired embeddings (B, D), and a scalar scale for each direction.
+
+    Wu et al. 2023, Eq. 2. Pairs that `same` (B, B) marks, clips with one caption, are no negatives of each other.
+    """
+    target = torch.arange(len(audio), device=audio.device)
+    with torch.autocast(audio.device.type, enabled=False):  # bfloat16 rounds a scaled logit by up to 0.25
+        similarity = audio.float() @ other.float().T  # (B, B), a row per sound
+        by_audio, by_other = scale_a.exp() * similarity, scale_b.exp() * similarity.T
+        if same is not None:
+            ignored = same & (target[:, None] != target[None, :])
+            # after the scaling: the gradient of a scale times infinity is not a number
+            by_audio = by_audio.masked_fill(ignored, float("-inf"))
+            by_other = by_other.masked_fill(ignored.T, float("-inf"))
+        return (F.cross_entropy(by_audio, target) + F.cross_entropy(by_other, target)) / 2
+
+
 class CLAPPretraining(Stage):
     """Trains both encoders and the two temperatures; every rank's clips are each other's negatives."""
 
@@ -73,21 +93,15 @@ class CLAPPretraining(Stage):
         for scale in (self.clap.model.logit_scale_a, self.clap.model.logit_scale_t):
             scale.clamp_(max=MAX_LOGIT_SCALE)
 
-    def gather(self, value: Tensor) -> Tensor:
-        """(B, ...) of this rank => (ranks * B, ...) of all in training; gradients flow back to their ranks."""
-        if not (self.training and distributed.is_available() and distributed.is_initialized()):
-            return value
-        return self.all_gather(value, sync_grads=value.requires_grad).flatten(0, 1)  # type: ignore[union-attr]
-
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         # before the forward pass, not after the step: a checkpoint is written between the two
         self.clamp_logit_scales()
         audio = self.clap.encode_audio(batch["waveform"], self.sample_rate).embedding.squeeze(1)  # (B, D)
         text = self.clap.encode_text(batch["text"]).embedding.squeeze(1)  # (B, D)
         captions = self.gather(caption_ids(batch["text"], audio.device))  # (ranks * B,)
-        same = captions[:, None] == captions[None, :]
-        loss = self.clap.contrastive_loss(self.gather(audio), self.gather(text), same)
-        return {"contrastive": loss}
+        same, model = captions[:, None] == captions[None, :], self.clap.model
+        pairs = self.gather(audio), self.gather(text)  # (ranks * B, D) each
+        return {"contrastive": contrastive_loss(*pairs, model.logit_scale_a, model.logit_scale_t, same)}
 
     def parts(self) -> dict[str, Any]:
         self.clamp_logit_scales()

@@ -43,7 +43,7 @@ def open_conditioners(
             conditioner = config.build()
             if name == "phonemes" and "t5" in experiment.condition_names:
                 conditioner.subfolders = BESIDE_T5
-        if name == "clap":
+        if name in ("clap", "image"):
             conditioner.reads, conditioner.empty_probability = config.hears, config.empty_probability
         opened[name] = conditioner.requires_grad_(False) if frozen else conditioner
     return opened
@@ -63,7 +63,7 @@ def encode_conditions(
 ) -> dict[str, Condition]:
     """Name -> condition (B, L, D) of a batch.
 
-    With `random`, as in training, CLAP's of some clips gives way to that of "" where its config asks for it.
+    With `random`, as in training, some clips' gives way to the conditioner's `empty` where its config asks for it.
     """
     encoded = {}
     for name, conditioner in conditioners.items():

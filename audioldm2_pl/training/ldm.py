@@ -1,11 +1,13 @@
 """Stage `ldm`: the T-UNet learns to make latents from AudioMAE's LOA, without needing captions (paper §III-D2)."""
 
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from audioldm2_pl.audio import save_waveform
 from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.conditioners.config import CONDITIONS, conditioner_class
 from audioldm2_pl.fields import bounded
@@ -167,7 +169,8 @@ class LDMPretraining(Stage):
 def generate_previews(model: AudioLDM2, batch: dict[str, Any], experiment: Any, loa: Tensor | None = None) -> Tensor:
     """A batch's prompts and transcripts => waveforms (B, T), with the same noise in every preview.
 
-    Two previews of a clip then differ by the weights alone. `loa` (B, L, D) takes the place of GPT-2's.
+    Two previews of a clip then differ by the weights alone. `loa` (B, L, D) takes the place of GPT-2's. A model of
+    pictures hears the clip itself, as in training.
     """
     requests = [
         Generation(
@@ -175,7 +178,12 @@ def generate_previews(model: AudioLDM2, batch: dict[str, Any], experiment: Any, 
         )
         for i, (text, transcript) in enumerate(zip(batch["text"], batch["transcript"]))
     ]
-    return model.generate(requests, sampling=experiment.sampling, loa=loa)
+    with TemporaryDirectory() as folder:
+        if "image" in model.conditioners:
+            for i, waveform in enumerate(batch["waveform"]):
+                requests[i].audio = path = f"{folder}/{i}.wav"
+                save_waveform(path, waveform, model.sample_rate)
+        return model.generate(requests, sampling=experiment.sampling, loa=loa)
 
 
 def unet_example(stage: Any, experiment: Any, num_loa: int) -> tuple[Any, ...]:

@@ -17,16 +17,16 @@ from typing import Any, ClassVar
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from audioldm2_pl.conditioners.condition import Condition
-from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import bounded
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.seeds import SharedRandom, seed_of
 from audioldm2_pl.shards.datamodule import AudioShards
 from audioldm2_pl.training.audio_encoder import AudioEncoder
 from audioldm2_pl.training.conditions import encode_conditions, sound_features, sound_names
+from audioldm2_pl.training.lengths import check_lengths
 from audioldm2_pl.training.optimizer import OptimizerConfig, by_learning_rate, learning_rate_factor, make_optimizer
 
 
@@ -70,6 +70,7 @@ class Stage(L.LightningModule):
     settings: tuple[str, ...] = ()  # sections of the experiment, beside the recipe, that decide the stage's result
     optional = False  # trained only where `stages` names it
     needs_whole_clips = False  # AudioMAE reads clips of one length
+    needs_images = False  # trained on the clips' pictures
     reads_features = False  # encoded features may stand for its waveforms
     averaged: tuple[str, ...] = ()  # attributes whose weights the EMA follows
     networks: tuple[str, ...] = ()  # that it trains or runs, in some experiments at least, and that may have own rates
@@ -109,26 +110,7 @@ class Stage(L.LightningModule):
     @classmethod
     def check(cls, experiment: Any) -> None:
         """UserError for sizes of an ExperimentConfig that the stage cannot be trained with."""
-        audio, seconds = experiment.audio, experiment.training_of(cls.name).read_seconds
-        num_frames, reads = cls.frames_read(experiment), cls.reads(experiment)
-        key = f"audio.clip_seconds={audio.clip_seconds}"
-        if seconds is not None:
-            key = f"training.{cls.name}.crop_seconds={seconds}"
-        if (cls.needs_whole_clips or "audiomae" in reads) and num_frames != audio.num_frames:
-            raise UserError(f"{key}: AudioMAE reads whole clips of {audio.clip_seconds} s; set it to null")
-        if "vae" in (*reads, cls.makes) and num_frames % experiment.vae.downsampling:
-            raise UserError(
-                f"{key} is {num_frames} frames, which the VAE's downsampling of {experiment.vae.downsampling} does not "
-                "divide; choose another length"
-            )
-        if 2 * num_frames * audio.hop_length <= audio.num_fft:
-            raise UserError(f"{key} is too short for audio.num_fft={audio.num_fft}; choose another length")
-
-    @classmethod
-    def frames_read(cls, experiment: Any) -> int:
-        """Frames of the clips or crops that it reads."""
-        audio, seconds = experiment.audio, experiment.training_of(cls.name).read_seconds
-        return audio.num_frames if seconds is None else round(seconds * audio.sample_rate) // audio.hop_length
+        check_lengths(cls, experiment)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Named scalar loss terms of a batch."""
@@ -213,6 +195,12 @@ class Stage(L.LightningModule):
         reading = [c for name, c in self.conditioners.items() if name in self.frozen and c.reads == "text"]
         return tuple(name for conditioner in reading for name in conditioner.stored)
 
+    def gather(self, value: Tensor) -> Tensor:
+        """(B, ...) of this rank => (ranks * B, ...) of all in training; gradients flow back to their ranks."""
+        if not (self.training and distributed.is_available() and distributed.is_initialized()):
+            return value
+        return self.all_gather(value, sync_grads=value.requires_grad).flatten(0, 1)  # type: ignore[union-attr]
+
     def network(self, name: str) -> Any:
         """A network by name, whether it is frozen or trained; None where the stage has none."""
         if name in self.frozen or hasattr(self, name):
@@ -236,6 +224,7 @@ class Stage(L.LightningModule):
             network.to(self.device)
         self.train()  # parts come out of their folders in eval mode
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data.images = self.needs_images or any(c.reads == "image" for c in self.conditioners.values())
         if self.encoded and data.data.encoded and self.model_folder is not None:
             data.read_encoded(self.encoded, self.stored_texts(), self.model_folder.path)
         elif self.config.cache_features:

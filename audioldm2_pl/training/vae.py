@@ -34,6 +34,7 @@ from audioldm2_pl.models.vae import build_vae, encode, latent_of, log_mel_of, me
 from audioldm2_pl.models.vocoder import vocode
 from audioldm2_pl.seeds import noise_like
 from audioldm2_pl.shards.datamodule import AudioShards
+from audioldm2_pl.training.lengths import frames_read
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
 
@@ -85,7 +86,7 @@ class VAETraining(Stage):
     def check(cls, experiment: Any) -> None:
         super().check(experiment)
         num_layers = experiment.training.vae.discriminator.num_layers
-        smallest = min(cls.frames_read(experiment), experiment.audio.num_mel_bins)
+        smallest = min(frames_read(cls, experiment), experiment.audio.num_mel_bins)
         if smallest >> num_layers < SMALLEST_PATCHES:
             raise UserError(
                 f"training.vae.discriminator.num_layers={num_layers} halve {smallest} frames or mel bins to fewer than "

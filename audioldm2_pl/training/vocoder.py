@@ -32,6 +32,7 @@ from audioldm2_pl.models.vocoder import (
     prepare_for_training,
     vocode,
 )
+from audioldm2_pl.training.lengths import frames_read
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
 
@@ -113,7 +114,7 @@ class VocoderTraining(Stage):
     def check(cls, experiment: Any) -> None:
         super().check(experiment)
         config, key = experiment.training.vocoder, "training.vocoder"
-        num_samples = cls.frames_read(experiment) * experiment.audio.hop_length
+        num_samples = frames_read(cls, experiment) * experiment.audio.hop_length
         if config.loss_weights.get("stft") and max(config.stft_sizes) // 2 >= num_samples:
             raise UserError(f"{key}.stft_sizes={config.stft_sizes}: too long for crops of {num_samples} samples")
         if max(config.period_discriminator.periods) > num_samples:

@@ -43,8 +43,8 @@ def test_table_and_picture(folder, tmp_path, capsys):
     assert describe.main([str(folder), "--picture", str(path)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     train = next(line for line in lines if line and line[0].endswith("train"))
-    # clips, hours, lengths, captions, their words, transcripts, left out
-    assert train[1:] == ["3", "0.002", *["1", "/", "2", "/", "3"], "3", *["2", "/", "3", "/", "4"], "1", "1"]
+    # clips, hours, lengths, captions, their words, transcripts, pictures, left out
+    assert train[1:] == ["3", "0.002", *["1", "/", "2", "/", "3"], "3", *["2", "/", "3", "/", "4"], "1", "0", "1"]
     assert [str(folder / "train"), "unknown", "1", "0.001"] in lines
     image = np.asarray(Image.open(path).convert("RGB"))
     assert (image == (129, 37, 129)).all(axis=2).sum() > 1000

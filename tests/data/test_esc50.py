@@ -4,9 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.shards.reader import ShardFolder
 from data import esc50
+from data.describe import read_contents
 from data.verify import verify
 
 
@@ -80,6 +83,52 @@ def test_shards_without_a_missing_file(esc50_folder, tmp_path, capsys):
     assert verify(output / "test")["num_clips"] == 2
     # Without a test fold the old test split would hold training clips.
     assert esc50.main([str(esc50_folder), str(output)]) == 2
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Drawings of dogs in two training styles and the test style, and of a class that the corpus has not."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rows = ["file,class,icon,set,set_version,licence"]
+    for name, category, style in (
+        ("a", "dog_bark", "noto"), ("b", "dog_bark", "openmoji"), ("c", "dog_bark", esc50.TEST_STYLE),
+        ("d", "siren", "noto"),
+    ):  # fmt: skip
+        Image.new("RGB", (8, 8), "blue" if name == "c" else "red").save(folder / f"{name}.png")
+        rows.append(f"{name}.png,{category},x,{style},1,{'MIT' if name == 'c' else 'CC BY'}")
+    (folder / "pictures.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_pictures_of_the_test_style_are_never_trained_on(esc50_folder, pictures, tmp_path, capsys):
+    output = tmp_path / "shards"
+    arguments = [str(esc50_folder), str(output), "--test-fold", "5", "--pictures", str(pictures), "--workers", "1"]
+    assert esc50.main(arguments) == 0
+    for split, num_clips, num_pictures, colour in (("train", 8, 8, (255, 0, 0)), ("test", 2, 1, (0, 0, 255))):
+        index = verify(output / split)
+        assert (index["num_clips"], index["num_pictures"]) == (num_clips, num_pictures)
+        folder = ShardFolder(output / split)
+        found = [folder.load(0, number, with_images=True) for number in range(num_clips)]
+        images = [image for clip in found for image in clip.get("images", ())]
+        assert len(images) == num_pictures and all((image == colour).all() for image in images)
+        assert {("images" in clip, tuple(clip.get("picture_licences", ()))) for clip in found} == {
+            (False, ()), (True, ("CC BY",) if split == "train" else ("MIT",)),
+        }  # fmt: skip
+        assert {clip["labels"][0] for clip in found if "images" in clip} == {"dog"}
+    assert "8 pictures" in capsys.readouterr().out
+    contents = read_contents(output / "train")
+    assert contents.pictures == 8 and len(contents.seconds) == 8
+
+
+def test_pictures_that_are_none(esc50_folder, pictures, tmp_path, capsys):
+    (pictures / "a.png").write_bytes(b"no picture")
+    arguments = [str(esc50_folder), str(tmp_path / "out"), "--pictures", str(pictures), "--workers", "1"]
+    assert esc50.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "left out dog__1-100-A-0" in said and "a.png: cannot be read as a picture" in said
+    (pictures / "pictures.csv").unlink()
+    assert esc50.main(arguments) == 2 and "pictures.csv" in capsys.readouterr().err
 
 
 def test_user_errors(esc50_folder, tmp_path, capsys):

@@ -6,6 +6,7 @@ import tarfile
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.errors import UserError
@@ -52,6 +53,18 @@ def rewrite(split, members):
 
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, 1600)
 GOOD = {"a.flac": flac(NOISE), "a.json": b"{}"}
+
+
+def test_pictures_are_decoded_and_counted(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    clip = Clip("a", waveform=NOISE, pictures=[tmp_path / "a.png"] * 2)
+    write_shards([clip], tmp_path / "out", num_workers=1)
+    assert verify(tmp_path / "out")["num_pictures"] == 2
+    index = json.loads((tmp_path / "out/index.json").read_text())
+    index["shards"][0]["num_pictures"] = index["num_pictures"] = 3
+    (tmp_path / "out/index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="holds 2 pictures"):
+        verify(tmp_path / "out")
 
 
 def test_names_every_bad_shard(split, capsys):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from audioldm2_pl.conditioners.clap import CLAP, CLAPConfig
-from audioldm2_pl.training.clap import MAX_LOGIT_SCALE, CLAPPretraining, CLAPTrainingConfig
+from audioldm2_pl.training.clap import MAX_LOGIT_SCALE, CLAPPretraining, CLAPTrainingConfig, contrastive_loss
 
 TINY = CLAPConfig(
     pretrained=None,
@@ -65,14 +65,11 @@ def test_every_parameter_gets_a_gradient(stage, batch):
 
 
 def test_loss_is_the_mean_of_both_cross_entropies():
-    clap = CLAP.build(TINY)
     audio, text = F.normalize(torch.randn(2, 5, 32), dim=-1)
-    with torch.no_grad():
-        clap.model.logit_scale_a.fill_(1.0)
-        clap.model.logit_scale_t.fill_(2.0)
     by_audio = -(torch.e * audio @ text.T).log_softmax(1).diagonal().mean()
     by_text = -(torch.e**2 * text @ audio.T).log_softmax(1).diagonal().mean()
-    torch.testing.assert_close(clap.contrastive_loss(audio, text), (by_audio + by_text) / 2)
+    scales = torch.tensor(1.0), torch.tensor(2.0)
+    torch.testing.assert_close(contrastive_loss(audio, text, *scales), (by_audio + by_text) / 2)
 
 
 def test_clips_with_one_caption_are_no_negatives_of_each_other(stage, batch):
