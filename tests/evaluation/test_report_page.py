@@ -9,8 +9,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is install
 
 SCORE = {"value": 0.9583, "low": 0.7975, "high": 0.9926}
 HEADER = [
-    "System", "class_accuracy ↑ share of clips", "order_accuracy ↑ share of clips", "Clips", "Both halves", "RMS", "Peak",
-    "Clipped samples", "Silent clips",
+    "System", "class_accuracy ↑ share of clips", "order_accuracy ↑ share of clips", "Clips", "Both halves", "RMS",
+    "Peak", "Clipped samples", "Silent clips",
 ]  # fmt: skip
 ROW = ["From AudioMAE's LOA", *[with_interval(SCORE)] * 2, "180", "100.0 %", "-17.9 dB", "0.69", "0.0 %", "0.0 %"]
 
