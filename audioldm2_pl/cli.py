@@ -61,6 +61,10 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
         "--vocoder", choices=["folder", "griffin-lim"], default="folder",
         help="the model's network, or Griffin and Lim's algorithm (%(default)s)",
     )  # fmt: skip
+    generate.add_argument(
+        "--adapter", dest="adapters", action="append", default=[], metavar="PATH[:STRENGTH]",
+        help="LoRA adapter: a run's adapter folder, or a .safetensors file; strength from 0 to 10 (1); may come again",
+    )  # fmt: skip
     generate.add_argument("--device", default="auto", help="cpu, cuda, mps (the best there is)")
     generate.add_argument(
         "--precision", choices=["32", "bf16", "16"], default="32", help="bits of the networks' numbers (%(default)s)"
@@ -137,6 +141,9 @@ def run_train(args: argparse.Namespace) -> None:
     except Interrupted as stop:
         state = f"{stop.state}; " if stop.state else ""
         raise Interrupted(stop.signum, f"{state}resume with: {shlex.join(['audioldm2', *args.arguments])}") from None
+    if experiment.adapter is not None:
+        print(f"adapter: {experiment.adapter_folder}")
+        return
     print(f"model: {experiment.model_folder}")
     if not (folder := ModelFolder(experiment.model_folder)).opens_in_diffusers:
         unet, film, gpt2 = folder.conditions()
@@ -181,10 +188,11 @@ def generate(args: argparse.Namespace) -> None:
     check_fields(Sampling(**sampling))
 
     from audioldm2_pl.audio import save_waveform
+    from audioldm2_pl.models.adapters import parse_adapters
     from audioldm2_pl.pipeline import PRECISIONS, AudioLDM2
 
-    device, dtype = pick_device(args.device), PRECISIONS[args.precision]
-    model = AudioLDM2.from_pretrained(args.model, device, args.heads, args.vocoder, dtype)
+    device, dtype, adapters = pick_device(args.device), PRECISIONS[args.precision], parse_adapters(args.adapters)
+    model = AudioLDM2.from_pretrained(args.model, device, args.heads, args.vocoder, dtype, adapters)
     check_output(args.output)
     for start in range(0, len(named), args.batch_size):  # written batch by batch: what is done stays done
         rows = named[start : start + args.batch_size]

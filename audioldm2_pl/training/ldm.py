@@ -1,7 +1,7 @@
 """Stage `ldm`: the T-UNet learns to make latents from AudioMAE's LOA, without needing captions (paper §III-D2)."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -101,6 +101,7 @@ class LDMPretraining(Stage):
     settings = ("conditioners", "audiomae", "vae", "unet", "diffusion")
     reads_features = True
     networks = ("unet", *CONDITIONS, "vae", "audiomae")
+    adapts: ClassVar = {"unet": "unet"}
 
     def __init__(
         self,
