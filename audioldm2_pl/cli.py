@@ -4,21 +4,19 @@ import argparse
 import os
 import shlex
 import sys
-import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from audioldm2_pl.errors import Interrupted, UserError, run_tool
 from audioldm2_pl.fields import check_fields, is_optional, range_text, without_none
 from audioldm2_pl.generation import MEDIA, Editing, Generation, Sampling, requests_of
+from audioldm2_pl.prompts import file_name, read_prompts
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus")  # that a clip's name in a prompt file may have
 METAVARS = {int: "N", float: "X", str: "TEXT"}  # of flags without a unit
-MAX_NAME = 240  # bytes of a file's name, which gets a suffix
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,6 +78,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vocoder", choices=["folder", "griffin-lim"], default="folder",
         help="the model's network, or Griffin and Lim's algorithm (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--adapter", dest="adapters", action="append", default=[], metavar="PATH[:STRENGTH]",
+        help="LoRA adapter: a run's adapter folder, or a .safetensors file; strength from 0 to 10 (1); may come again",
     )  # fmt: skip
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps (the best there is)")
     parser.add_argument(
@@ -176,6 +178,9 @@ def run_train(args: argparse.Namespace) -> None:
     except Interrupted as stop:
         state = f"{stop.state}; " if stop.state else ""
         raise Interrupted(stop.signum, f"{state}resume with: {shlex.join(['audioldm2', *args.arguments])}") from None
+    if experiment.adapter is not None:
+        print(f"adapter: {experiment.adapter_folder}")
+        return
     print(f"model: {experiment.model_folder}")
     if not (folder := ModelFolder(experiment.model_folder)).opens_in_diffusers:
         unet, film, gpt2 = folder.conditions()
@@ -249,10 +254,11 @@ def run_edit(args: argparse.Namespace) -> None:
 
 
 def open_model(args: argparse.Namespace) -> Any:
+    from audioldm2_pl.models.adapters import parse_adapters
     from audioldm2_pl.pipeline import PRECISIONS, AudioLDM2
 
-    device, dtype = pick_device(args.device), PRECISIONS[args.precision]
-    return AudioLDM2.from_pretrained(args.model, device, args.heads, args.vocoder, dtype)
+    device, dtype, adapters = pick_device(args.device), PRECISIONS[args.precision], parse_adapters(args.adapters)
+    return AudioLDM2.from_pretrained(args.model, device, args.heads, args.vocoder, dtype, adapters)
 
 
 def check_file_name(path: Path) -> None:
@@ -271,32 +277,6 @@ def check_output(folder: Path) -> None:
         raise UserError(f"--output {folder}: cannot be written to; choose another")
 
 
-def read_prompts(path: Path, first: int) -> list[tuple[str, str]]:
-    """(name of the clip's file, prompt) of each line; a line without a name is numbered from `first`."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such prompt file")
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); save it as UTF-8") from None
-    named = []
-    for line in filter(None, map(str.strip, content.split("\n"))):
-        name, bar, text = (part.strip() for part in line.partition("|"))
-        named.append((output_name(path, name), text) if bar else (f"{first + len(named):04d}_{file_name(line)}", line))
-    return named
-
-
-def output_name(path: Path, name: str) -> str:
-    """A prompt file's name of a clip, without an audio file's suffix. Raises UserError where it leaves the folder."""
-    plain = PurePosixPath(unicodedata.normalize("NFC", name))
-    if plain.suffix.lower() in SUFFIXES:
-        plain = plain.with_suffix("")
-    outside = plain.is_absolute() or not plain.parts or ".." in plain.parts
-    if outside or not name.isprintable() or any(len(os.fsencode(part)) > MAX_NAME for part in plain.parts):
-        raise UserError(f"{path}: {name!r}: the name before | has to be a file name inside the output folder")
-    return str(plain)
-
-
 def pick_device(name: str) -> str:
     import torch
 
@@ -307,12 +287,6 @@ def pick_device(name: str) -> str:
     except (RuntimeError, AssertionError):
         raise UserError(f"--device {name}: not on this machine; leave it out, or say cpu") from None
     return name
-
-
-def file_name(prompt: str) -> str:
-    """A prompt's first words, fit for a file name."""
-    words = "".join(c if c.isascii() and c.isalnum() else " " for c in prompt.lower()).split()
-    return "_".join(words)[:60] or "clip"
 
 
 def parse_with_overrides(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:

@@ -23,6 +23,7 @@ from audioldm2_pl.errors import UserError
 from audioldm2_pl.experiment_file import read_yaml, value_of
 from audioldm2_pl.fields import bounded, check_fields, nearest
 from audioldm2_pl.generation import Sampling
+from audioldm2_pl.models.adapters import AdapterConfig
 from audioldm2_pl.models.audiomae import AudioMAEConfig, num_loa_vectors
 from audioldm2_pl.models.diffusion import DiffusionConfig
 from audioldm2_pl.models.gpt2 import LOAGPT2Config
@@ -30,6 +31,7 @@ from audioldm2_pl.models.unet import TUNetConfig
 from audioldm2_pl.models.vae import VAEConfig
 from audioldm2_pl.models.vocoder import VocoderConfig
 from audioldm2_pl.shards.datamodule import DataConfig
+from audioldm2_pl.training.adapter import check_adapter
 from audioldm2_pl.training.audiomae import AudioMAETrainingConfig
 from audioldm2_pl.training.clap import CLAPTrainingConfig
 from audioldm2_pl.training.decoder import DecoderTrainingConfig
@@ -99,6 +101,7 @@ class ExperimentConfig:
     )
     from_: dict[str, str | None] = field(default_factory=dict)  # `from:` part -> model folder or hub id to take it from
     start_from: dict[str, str | None] = field(default_factory=dict)  # part -> where its first weights come from
+    adapter: AdapterConfig | None = None  # train low-rank changes of what `start_from` names, not the networks
     audio: AudioConfig = field(default_factory=AudioConfig)
     data: DataConfig = field(default_factory=DataConfig)
     conditioners: ConditionersConfig = field(default_factory=ConditionersConfig)
@@ -146,6 +149,10 @@ class ExperimentConfig:
     def model_folder(self) -> Path:
         return self.run_folder / "model"
 
+    @property
+    def adapter_folder(self) -> Path:
+        return self.run_folder / "adapter"
+
     def __post_init__(self) -> None:
         check_fields(self)
         check_name(self.name)
@@ -156,6 +163,9 @@ class ExperimentConfig:
         self.check_conditions()
         for stage in self.stages:
             self.check_stage(stage)
+        if self.adapter is not None:  # the base model is used as it is, so that `from` says the same
+            self.start_from |= {name: self.from_.pop(name) for name in self.adapter.networks if name in self.from_}
+            check_adapter(self, [STAGES[name] for name in self.stages])
         if self.training.decoder.sampled_from and "decoder" in self.stages:
             later = self.stages[self.stages.index("decoder") + 1 :]
             if changed := [stage for stage in later if stage in ("ldm", "gpt2", "joint")]:

@@ -21,6 +21,7 @@ from audioldm2_pl.models.diffusion import build_scheduler
 from audioldm2_pl.models.unet import TUNet
 from audioldm2_pl.models.vae import build_vae
 from audioldm2_pl.models.vocoder import build_vocoder, note_front_end
+from audioldm2_pl.training.adapter import adapt, adapted_networks
 from audioldm2_pl.training.conditions import condition_widths
 from audioldm2_pl.training.gpt2 import build_loa_generator
 from audioldm2_pl.training.stage import Stage
@@ -83,6 +84,8 @@ def build_on_meta(experiment: ExperimentConfig, stage: type[Stage]) -> Stage:
     with torch.device("meta"):
         sized = replace(experiment, gpt2=replace(experiment.gpt2, pretrained=None))  # GPT-2 of the config's size
         built = stage.build(sized, MetaFolder(sized))
+        if experiment.adapter is not None and adapted_networks(stage, experiment.adapter):
+            adapt(built, experiment.adapter)
     for network in (built, *built.frozen_networks()):
         network.to("meta")  # some buffers are made by NumPy, which knows no meta device
     return built
@@ -140,10 +143,14 @@ def activation_bytes(experiment: ExperimentConfig, stage: Stage) -> int:
         return 0 if example is None else saved_bytes(lambda: example[0](*example[1:]))
 
 
+def num_trained(stage: Stage) -> int:
+    return sum(p.numel() for p in stage.parameters() if p.requires_grad)
+
+
 def training_memory(experiment: ExperimentConfig, stage: Stage) -> float:
     """GiB on one device: weights, gradients, Adam's two averages, the EMA, frozen weights, activations."""
-    trained = sum(p.numel() for p in stage.parameters() if p.requires_grad)
-    frozen = sum(num_parameters(network) for network in stage.frozen_networks())
+    trained = num_trained(stage)
+    frozen = sum(map(num_parameters, stage.frozen_networks())) + num_parameters(stage) - trained
     copies = 4 + (stage.config.ema_decay is not None)
     # autocast keeps float32 tensors beside its half ones, so activations are no smaller under it
     return (BYTES * (copies * trained + frozen) + activation_bytes(experiment, stage)) / GIB
@@ -168,6 +175,8 @@ def describe(experiment: ExperimentConfig) -> str:
         "# parameters",
     ]  # fmt: skip
     lines += [f"{name:<24}{num_parameters(network) / 1e6:10.2f} M" for name, network in networks.items()]
+    if experiment.adapter is not None:
+        lines += [f"{'adapter in ' + stage.name:<24}{num_trained(stage) / 1e6:10.2f} M" for stage in stages]
     lines += [f"{name:<24}{source:>12}" for name, source in pretrained_of(experiment).items()]
     left_out = [f"weights of {name} ({source})" for name, source in pretrained_of(experiment).items()]
     left_out += ["activations of CLAP, T5, phonemes and GPT-2", "cached features"]

@@ -5,7 +5,6 @@ Letters: B prompts, L vectors of LOA, D width, C × H × W latent, T samples.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +22,11 @@ from audioldm2_pl.errors import UserError
 from audioldm2_pl.generation import Editing, Generation, Sampling, check_sampling
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.hub.parts import find_model
+from audioldm2_pl.models.adapters import load_adapter
 from audioldm2_pl.models.diffusion import Progress, draw_noise, part_of, sample
 from audioldm2_pl.models.gpt2 import LOAGenerator
 from audioldm2_pl.models.guidance import UNetInputs, predictor
-from audioldm2_pl.models.unet import TUNetConfig, official_heads
+from audioldm2_pl.models.unet import choose_heads
 from audioldm2_pl.models.vae import latent_of, log_mel_of
 from audioldm2_pl.models.vocoder import audio_of, vocode
 from audioldm2_pl.recording import Recording, check_editable, edit_recording
@@ -71,6 +71,7 @@ class AudioLDM2:
         # The published folders have no AudioMAE: generation from text does without it.
         self.audiomae = self.prepare(folder.load("audiomae")) if folder.has("audiomae") else None
         self.fbank = self.prepare(Fbank(self.audio))
+        self.adapters: dict[str, float] = {}  # path -> strength
 
     def open_conditioner(self, folder: ModelFolder, name: str) -> Any:
         conditioner: Any = self.prepare(folder.conditioner(name))
@@ -93,28 +94,28 @@ class AudioLDM2:
 
     @classmethod
     def from_pretrained(cls, source: str | Path, device: str | torch.device = "cpu", heads: str = "folder",
-                        vocoder: str = "folder", dtype: torch.dtype = torch.float32) -> AudioLDM2:  # fmt: skip
+                        vocoder: str = "folder", dtype: torch.dtype = torch.float32,
+                        adapters: Mapping[str, float] | None = None) -> AudioLDM2:  # fmt: skip
         """Opens a model folder or a hub id. Raises UserError where a part is missing.
 
         `heads="official"` gives the T-UNet 32 channels a head, as the authors trained it; the hub's folders say 8
         heads at every level, with a warning. `vocoder="griffin-lim"` finds the waveform without the network, by
         Griffin and Lim's algorithm: what a log-mel sounds like where the vocoder has not learnt enough. `dtype` is that
-        of the networks: float32, bfloat16 or float16.
+        of the networks: float32, bfloat16 or float16. `adapters` is path -> strength of each; see `load_adapter`.
         """
         if vocoder not in VOCODERS:
             raise UserError(f"--vocoder {vocoder}: choose one of {', '.join(VOCODERS)}")
         model = cls(ModelFolder(find_model(source)), device, dtype=dtype)
         model.by_griffin_lim = vocoder == "griffin-lim"
-        config = model.unet.config
-        if heads == "official":
-            model.unet.set_heads(official_heads(config))
-        elif set(config.num_heads) == {8} and config.block_out_channels == TUNetConfig().block_out_channels:
-            warnings.warn(
-                f"{source}: its T-UNet has 8 heads at every level, but was trained with 32 channels a head if its "
-                'weights are the published ones; heads="official" (--heads official) sets that right',
-                stacklevel=2,
-            )
+        choose_heads(model.unet, heads, source)
+        for path, strength in (adapters or {}).items():
+            model.load_adapter(path, strength)
         return model
+
+    def load_adapter(self, path: str | Path, strength: float = 1.0) -> None:
+        """Adds a LoRA adapter, or gives one that is loaded another strength, from 0 to 10; UserError if it cannot."""
+        networks = [self.unet, *([] if self.loa_generator is None else [self.loa_generator.gpt2])]
+        load_adapter(networks, self.adapters, path, strength)
 
     def prepare(self, network: Any, dtype: torch.dtype = torch.float32) -> Any:
         """A network for inference."""

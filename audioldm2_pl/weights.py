@@ -1,5 +1,6 @@
 """A part's weights as they come from its folder: whole or in shards, of any precision, .safetensors or .bin."""
 
+import hashlib
 import json
 import pickle
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from audioldm2_pl.atomic import update_from
 from audioldm2_pl.errors import UserError
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of diffusers' and transformers' files
@@ -46,17 +48,29 @@ def loading_options(folder: Path) -> dict[str, Any]:
     return {"variant": variant_of(path), "use_safetensors": ".safetensors" in path.name}
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The file of weights, or its shards."""
+    path = weights_of(folder)
+    if path.suffix != ".json":
+        return [path]
+    names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+    if any(Path(name).name != name for name in names):
+        raise UserError(f"{path}: names a shard outside its folder")
+    return [folder / name for name in sorted(names)]
+
+
+def digest_of_weights(folder: Path) -> str:
+    """sha256 of the weights as they lie there."""
+    digest = hashlib.sha256()
+    for file in weight_files(folder):
+        update_from(digest, file)
+    return digest.hexdigest()
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Every tensor (...) by name, floating ones in float32. Nothing of a .bin runs."""
-    path = weights_of(folder)
-    files = [path]
-    if path.suffix == ".json":
-        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-        if any(Path(name).name != name for name in names):
-            raise UserError(f"{path}: names a shard outside its folder")
-        files = [folder / name for name in sorted(names)]
     weights: dict[str, Tensor] = {}
-    for file in files:
+    for file in weight_files(folder):
         weights |= load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
 

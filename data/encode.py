@@ -172,7 +172,8 @@ def encode_experiment(experiment: ExperimentConfig, batch_size: int = BATCH_SIZE
     outputs = output_folders(experiment)
     data = AudioShards(experiment.data, experiment.audio, 0, batch_size)
     data.check_whole("cropped clips have other features at every draw, so they cannot be encoded")
-    model = ModelFolder(experiment.model_folder, experiment.from_, experiment.start_from)
+    links = experiment.adapter is not None
+    model = ModelFolder(experiment.model_folder, experiment.from_, experiment.start_from, links)
     rank_zero_first(model.take_given)
     rank_zero_first(lambda: model.take_pretrained(experiment.conditioners, experiment.condition_names))
     parts, lines = parts_to_encode(experiment, model)

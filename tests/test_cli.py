@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from audioldm2_pl.cli import main, read_prompts
+from audioldm2_pl.cli import main
 from audioldm2_pl.generation import Generation, Sampling
 from audioldm2_pl.pipeline import AudioLDM2
+from audioldm2_pl.prompts import read_prompts
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -61,9 +62,15 @@ class ModelFolder:
     device = "cpu"  # that parts are loaded to
 
     def __init__(
-        self, path: str | Path, given: Mapping[str, Any] | None = None, started: Mapping[str, Any] | None = None
+        self,
+        path: str | Path,
+        given: Mapping[str, Any] | None = None,
+        started: Mapping[str, Any] | None = None,
+        links: bool = False,
     ):
+        """`links`: parts that come from elsewhere are links to its files, not copies."""
         self.path = Path(path)
+        self.copy_file: Any = os.symlink if links else shutil.copy2
         self.given = dict(given or {})
         self.started = dict(started or {})
         for name in (*self.given, *self.started):
@@ -86,7 +93,7 @@ class ModelFolder:
             sources = GROUPS[name][: len(targets)]
         for part, target in zip(sources, targets):
             if (origin / part).is_dir() and not self.has(target):
-                shutil.copytree(origin / part, self.path / target)
+                shutil.copytree(origin.resolve() / part, self.path / target, copy_function=self.copy_file)
             elif not self.has(target) and part != "scheduler":
                 raise UserError(f"{origin}: has no {part}/, which `from: {name}` asks for")
         kind = config_of(self.path, targets[0]).get("model_type")
@@ -160,11 +167,7 @@ class ModelFolder:
         shutil.rmtree(new, ignore_errors=True)
         try:
             new.mkdir(parents=True)
-            if part == "audiomae":
-                save_audiomae(content, new)
-            else:
-                content.save_pretrained(new)
-                forget_origin(new / "config.json")
+            self.write_part(part, content, new)
         except Exception as error:
             shutil.rmtree(new, ignore_errors=True)
             if not is_write_error(error):
@@ -172,6 +175,13 @@ class ModelFolder:
             raise UserError(f"{self.path / part}: cannot be written ({write_reason(error)}); make room there") from None
         self.replace(part, new)
         self.write_index()
+
+    def write_part(self, part: str, content: Any, folder: Path) -> None:
+        if part == "audiomae":
+            save_audiomae(content, folder)
+        else:
+            content.save_pretrained(folder)
+            forget_origin(folder / "config.json")
 
     def replace(self, part: str, new: Path) -> None:
         """The folder `new` takes the part's place; a kill in between leaves one of the two for `restore`."""

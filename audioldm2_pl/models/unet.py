@@ -9,6 +9,7 @@ channels of the time embedding.
 """
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -271,6 +272,20 @@ class TUNet(nn.Module):
             unet = cls(TUNetConfig(**fields), widths)
         unet.load_state_dict(read_weights(folder), assign=True)
         return unet
+
+
+def choose_heads(unet: TUNet, heads: str, source: str | Path) -> None:
+    """Gives the T-UNet of the model `source` the heads that `heads` names: "official", or "folder", with a warning
+    where they are the hub's."""
+    config = unet.config
+    if heads == "official":
+        unet.set_heads(official_heads(config))
+    elif set(config.num_heads) == {8} and config.block_out_channels == TUNetConfig().block_out_channels:
+        warnings.warn(
+            f"{source}: its T-UNet has 8 heads at every level, but was trained with 32 channels a head if its "
+            'weights are the published ones; heads="official" (--heads official) sets that right',
+            stacklevel=3,
+        )
 
 
 def official_heads(config: TUNetConfig) -> list[int]:

@@ -82,13 +82,14 @@ class GatedLinear(torch.autograd.Function):
         value, gate = x.flatten(0, -2).chunk(2, dim=-1)
         grad_out = grads[0].flatten(0, -2)
         activated = F.gelu(gate)
-        grad_weight = grad_out.T @ (activated * value)
+        grad_weight = grad_out.T @ (activated * value) if ctx.needs_input_grad[1] else None
+        grad_bias = grad_out.sum(0) if ctx.needs_input_grad[2] else None
         grad = grad_out @ weight
         grad_x = torch.empty_like(x)
         left, right = grad_x.flatten(0, -2).chunk(2, dim=-1)
         torch.mul(grad, activated, out=left)
         torch.ops.aten.gelu_backward.grad_input(grad.mul_(value), gate, grad_input=right)
-        return grad_x, grad_weight, grad_out.sum(0)
+        return grad_x, grad_weight, grad_bias
 
 
 class GEGLU(nn.Module):
@@ -109,6 +110,9 @@ class FeedForward(nn.Module):
         gated: Any = self.net[0]
         out: Any = self.net[2]
         x = gated.proj(x)  # (B, N, 8 C)
+        if not isinstance(out, nn.Linear):  # an adapter has taken its place
+            value, gate = x.chunk(2, dim=-1)
+            return out(F.gelu(gate) * value)
         return GatedLinear.apply(x, out.weight.to(x.dtype), out.bias.to(x.dtype))  # pyright: ignore
 
 
@@ -208,7 +212,8 @@ class NormSiLU(torch.autograd.Function):
         x, weight, bias, mean, rstd = ctx.saved_tensors
         y = torch.ops.aten.native_group_norm(x, weight, bias, *ctx.sizes, ctx.eps)[0]
         grad = torch.ops.aten.silu_backward(grads[0].contiguous(), y)
-        grad = torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, weight, *ctx.sizes, [True, True, True])
+        needed = list(ctx.needs_input_grad[:3])
+        grad = torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, weight, *ctx.sizes, needed)
         return (*grad, None, None)
 
 

@@ -9,8 +9,10 @@ from audioldm2_pl.describe import build_on_meta
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.hub.parts import group_parts
+from audioldm2_pl.models.adapters import import_peft
 from audioldm2_pl.shards.datamodule import AudioShards
 from audioldm2_pl.shards.encoded import EncodedFolder
+from audioldm2_pl.training.adapter import check_adapter
 from audioldm2_pl.training.stage import Stage
 
 
@@ -19,6 +21,9 @@ def check_stages(experiment: ExperimentConfig, stages: Sequence[type[Stage]], fo
     names = [stage.name for stage in stages]
     if "phonemes" in experiment.condition_names and {"gpt2", "joint"} & set(names):
         prepare_espeak()
+    if experiment.adapter is not None:
+        import_peft()
+        check_adapter(experiment, stages)
     for package in experiment.trainer.loggers:
         if find_spec(package) is None:
             raise UserError(f"trainer.loggers: {package} is not installed; pip install {package}, or take it out")

@@ -1,7 +1,7 @@
 """Stage `gpt2`: GPT-2 learns to generate a clip's LOA from its conditions, teacher-forced (paper §III-C)."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,6 +58,7 @@ class GPT2Finetuning(Stage):
     settings = ("conditioners", "audiomae", "gpt2")
     reads_features = True
     networks = (*CONDITIONS, "loa_generator", "audiomae")
+    adapts: ClassVar = {"gpt2": "loa_generator.gpt2"}
     needs_whole_clips = True
 
     def __init__(

@@ -1,7 +1,7 @@
 """Stage `joint`: T-UNet and GPT-2 together; the diffusion loss reaches GPT-2 through its LOA (paper §III-D3)."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -55,6 +55,7 @@ class JointFinetuning(Stage):
     settings = ("conditioners", "audiomae", "vae", "unet", "gpt2", "diffusion")
     reads_features = True
     networks = ("unet", "loa_generator", *CONDITIONS, "vae", "audiomae")
+    adapts: ClassVar = {"unet": "unet", "gpt2": "loa_generator.gpt2"}
     averaged = ("unet",)
     needs_whole_clips = True
 

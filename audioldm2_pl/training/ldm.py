@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -103,6 +103,7 @@ class LDMPretraining(Stage):
     settings = ("conditioners", "audiomae", "vae", "unet", "diffusion")
     reads_features = True
     networks = ("unet", *CONDITIONS, "vae", "audiomae")
+    adapts: ClassVar = {"unet": "unet"}
 
     def __init__(
         self,

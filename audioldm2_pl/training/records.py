@@ -39,6 +39,8 @@ def recipe(experiment: ExperimentConfig, name: str) -> dict[str, Any]:
     settings = list(stage.settings)
     if name == "decoder" and experiment.training.decoder.sampled_from:
         settings = [*STAGES["joint"].settings, "sampling"]
+    if experiment.adapter is not None:
+        settings += ["adapter", "start_from"]
     sections = {section: config[section] for section in ("seed", "audio", *settings)}
     training = {key: value for key, value in config["training"][name].items() if key not in NO_RECIPE}
     data = {"train": corpora(experiment.data), "weights": experiment.data.weights}
@@ -105,7 +107,7 @@ def record_finished(experiment: ExperimentConfig, stage: Stage, resumable: Resum
         "batches": stage.config.batches,
         "clips": num_clips,
         **peak_memory(),
-        "parts": list(stage.parts()),
+        "parts": list(stage.saved_parts()),
         "resumed_with_other_settings": resumable.changes,
         "recipe": resumable.recipe,
     }
@@ -134,8 +136,11 @@ def back_up_parts(experiment: ExperimentConfig, stage: Stage, folder: ModelFolde
     new = backup.with_name(f".{backup.name}.part")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    for part in filter(folder.has, stage.parts()):
-        link_tree(folder.path / part, new / part)
+    for part in stage.saved_parts():
+        if folder.has(part):
+            link_tree(folder.path / part, new / part)
+        elif stage.saved is not None:  # an adapter that is trained anew begins with none
+            (new / part).mkdir()
     new.rename(backup)
 
 

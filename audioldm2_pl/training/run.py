@@ -29,6 +29,7 @@ from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.vocoder import check_front_end
 from audioldm2_pl.seeds import seed_of
 from audioldm2_pl.shards.datamodule import AudioShards
+from audioldm2_pl.training.adapter import adapt, output_folder
 from audioldm2_pl.training.checkpoint import Resumable, check_resumable, describe_changes, read_checkpoint
 from audioldm2_pl.training.checks import check_stages
 from audioldm2_pl.training.ema import EMA
@@ -43,6 +44,7 @@ from audioldm2_pl.training.ranks import (
 )
 from audioldm2_pl.training.records import (
     back_up_parts,
+    backup_of,
     checkpoint_of,
     is_finished,
     locked,
@@ -82,9 +84,12 @@ def is_independent(experiment: ExperimentConfig, name: str) -> bool:
 
 def run_stages(experiment: ExperimentConfig, stages: list[str]) -> None:
     started = time.perf_counter()
-    folder = ModelFolder(experiment.model_folder, experiment.from_, experiment.start_from)
+    links = experiment.adapter is not None
+    folder = ModelFolder(experiment.model_folder, experiment.from_, experiment.start_from, links)
+    output = output_folder(experiment, folder)
     if is_rank_zero():
         remove_unfinished(experiment, folder)
+        output.restore()
     rank_zero_first(folder.take_given)
     rank_zero_first(lambda: folder.take_pretrained(experiment.conditioners, experiment.condition_names))
     rank_zero_first(lambda: folder.note_sampling(experiment.sampling))
@@ -94,7 +99,7 @@ def run_stages(experiment: ExperimentConfig, stages: list[str]) -> None:
         if (made := STAGES[name].makes) is not None and made in folder.given:
             print(f"{name}: taken from {folder.given[made]}", flush=True)
             stages.remove(name)
-    check_stages(experiment, [STAGES[name] for name in stages if not read_record(experiment, name, folder)], folder)
+    check_stages(experiment, [STAGES[name] for name in stages if not read_record(experiment, name, output)], folder)
     try:
         first = [name for name in stages if is_independent(experiment, name)]
         if min(experiment.trainer.parallel_stages, len(first)) > 1:
@@ -193,18 +198,22 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, feat
 
     `features` are those that the stages before have cached, with `cache_features`, and this one may add to.
     """
-    if is_finished(experiment, name, folder):
+    output = output_folder(experiment, folder)
+    if is_finished(experiment, name, output):
         return
     gc.collect()  # the stage before and its trainer refer to each other: weights, optimisers and caches would stay
     checkpoint = checkpoint_of(experiment, name)
     if is_rank_zero() and not checkpoint.is_file():
-        rewind(experiment, name, folder)
+        rewind(experiment, name, output)
     resumes = broadcast_from_rank_zero(checkpoint.is_file())  # the other ranks wait for it
     torch.manual_seed(seed_of(experiment.seed, name))
     stage = STAGES[name].build(experiment, folder)
     stage.seed, stage.model_folder = experiment.seed, folder
+    if experiment.adapter is not None:
+        backup = backup_of(experiment, name)
+        adapt(stage, experiment.adapter, backup if backup.is_dir() else output.path)
     if is_rank_zero():
-        back_up_parts(experiment, stage, folder)
+        back_up_parts(experiment, stage, output)
     if features is not None:
         stage.shared_cache = features
     config = stage.config
@@ -220,7 +229,7 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, feat
     ema = EMA(config.ema_decay) if config.ema_decay is not None and stage.averaged else None
     resumable = Resumable(checkpoint, config.save_every_batches, recipe(experiment, name), INTERRUPTION)
     print(f"{name}: {f'goes on from {checkpoint}' if resumes else 'starts'}, {config.batches} batches", flush=True)
-    saver = PartSaver(stage, data, ema, folder, experiment.sampling)
+    saver = PartSaver(stage, data, ema, output, experiment.sampling)
     if resumes and is_trained(checkpoint, stage, ema, resumable):
         saver.save()
     else:
@@ -252,7 +261,7 @@ def is_trained(path: Path, stage: Stage, ema: EMA | None, resumable: Resumable) 
         resumable.changes.append({"batch": checkpoint["AudioShards"]["batches"], "settings": changes})
     if checkpoint["AudioShards"]["batches"] < stage.config.batches:
         return False
-    stage.load_state_dict(checkpoint["state_dict"])
+    stage.load_state_dict(checkpoint["state_dict"], strict=stage.strict_loading)
     resumable.load_state_dict(states["Resumable"])
     if ema and "EMA" in states:
         ema.load_state_dict(states["EMA"])
@@ -280,7 +289,7 @@ class PartSaver(L.Callback):
             raise UserError(f"{self.folder.path / lost[0]}: gone since {self.stage.name} began; put it back and go on")
         with self.ema.applied(self.stage) if self.ema and self.ema.average else nullcontext():
             self.stage.finish(self.data)
-            for part, content in self.stage.parts().items():
+            for part, content in self.stage.saved_parts().items():
                 self.folder.save(part, content)
         self.folder.note_sampling(self.sampling)
 

@@ -75,6 +75,8 @@ class Stage(L.LightningModule):
     averaged: tuple[str, ...] = ()  # attributes whose weights the EMA follows
     networks: tuple[str, ...] = ()  # that it trains or runs, in some experiments at least, and that may have own rates
     encoded: tuple[str, ...] = ()  # stored features that may stand for the waveform (see `shards.encoded`)
+    adapts: ClassVar[dict[str, str]] = {}  # network that an adapter may change -> attribute
+    saved: tuple[str, ...] | None = None  # those of `parts` that are written; None: all
     seed = 0  # of every random draw; the experiment's, where `run_stage` trains the stage
 
     def __init__(self, config: Any):
@@ -119,6 +121,10 @@ class Stage(L.LightningModule):
     def parts(self) -> dict[str, Any]:
         """What the stage writes into the model folder: sub-folder -> object with save_pretrained."""
         raise NotImplementedError
+
+    def saved_parts(self) -> dict[str, Any]:
+        """Those of `parts` that are written: an adapter leaves the rest as it is."""
+        return {part: content for part, content in self.parts().items() if self.saved is None or part in self.saved}
 
     def preview(self, folder: ModelFolder, batch: dict[str, Any], experiment: Any) -> Tensor | None:
         """Waveforms (B, T) of a few clips, out of the model folder as the stage would leave it; None has no sound."""

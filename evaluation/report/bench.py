@@ -68,6 +68,8 @@ class Bench:
             "sampling": self.sampling,
             "seed": experiment.seed,
         }
+        if experiment.adapter is not None:
+            origin["adapter"] = digest_of_folder(experiment.adapter_folder)
         self.sound = AudioFolder(self.folder / "audio", origin)
         self.weights = options.weights or options.score.weights
         self.classifier_seconds = 0.0  # spent on the classifier, in earlier reports too
@@ -77,7 +79,10 @@ class Bench:
     @cached_property
     def generator(self) -> Generator:
         """The model is opened when the first clip is missing."""
-        return Generator(self.load_model(self.model_folder, self.device), self.experiment)
+        model = self.load_model(self.model_folder, self.device)
+        if self.experiment.adapter is not None:
+            model.load_adapter(self.experiment.adapter_folder)
+        return Generator(model, self.experiment)
 
     def close(self) -> None:
         """Frees the model: one at a time is in memory."""
