@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from audioldm2_pl.cli import main
 from audioldm2_pl.conditioners.image import ImageConfig, ImageEncoder
@@ -14,6 +15,7 @@ from audioldm2_pl.config import load_experiment
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.pipeline import AudioLDM2
+from audioldm2_pl.training.checkpoint import Resumable
 from audioldm2_pl.training.image import ImagePretraining, ImageTrainingConfig
 from audioldm2_pl.training.run import train
 from data.shards import write_shards
@@ -119,6 +121,24 @@ def test_a_run_is_trained_saved_and_previewed(run):
     assert folder.conditions() == (["loa"], None, ["image"]) and not folder.opens_in_diffusers
     assert folder.has("image_encoder") and not folder.has("text_encoder")
     assert list((run.run_folder / "samples/joint").glob("*_0000004.wav"))
+
+
+def test_killed_and_resumed_ends_with_the_same_bits(run, smoke, tmp_path, monkeypatch):
+    overrides = [*OVERRIDES, "stages=[image]", f"data.train=[{run.data.train[0]}]", "data.test=null"]
+    broken, save = smoke(*overrides, runs=tmp_path), Resumable.on_train_batch_end
+
+    def die_after_third_batch(self, trainer, pl_module, outputs, batch, batch_idx):
+        save(self, trainer, pl_module, outputs, batch, batch_idx)
+        if batch_idx == 2:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(Resumable, "on_train_batch_end", die_after_third_batch)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(broken)
+    monkeypatch.undo()
+    train(broken)
+    expected, resumed = (load_file(e.model_folder / "image_encoder/model.safetensors") for e in (run, broken))
+    assert expected.keys() == resumed.keys() and all(torch.equal(expected[key], resumed[key]) for key in expected)
 
 
 @pytest.fixture(scope="module")
