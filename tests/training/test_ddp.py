@@ -77,7 +77,8 @@ def two_ranks(shards, tmp_path_factory) -> Path:
 
 
 def test_two_processes_train_every_stage(two_ranks):
-    assert {path.stem for path in (two_ranks / "stages").glob("*.json")} == set(STAGES) - {"image"}  # which wants pictures
+    stages = {path.stem for path in (two_ranks / "stages").glob("*.json")}
+    assert stages == set(STAGES) - {"image"}  # which wants pictures
     assert {path.name for path in (two_ranks / "model").iterdir() if path.is_dir()} == {*HUB_CLASSES, "audiomae"}
 
 
