@@ -230,7 +230,8 @@ class Stage(L.LightningModule):
             network.to(self.device)
         self.train()  # parts come out of their folders in eval mode
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        data.images = self.needs_images or any(c.reads == "image" for c in self.conditioners.values())
+        if self.needs_images or any(conditioner.reads == "image" for conditioner in self.conditioners.values()):
+            data.images = True
         if self.encoded and data.data.encoded and self.model_folder is not None:
             data.read_encoded(self.encoded, self.stored_texts(), self.model_folder.path)
         elif self.config.cache_features:
