@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 import transformers
 from PIL import Image
 from safetensors.torch import save_file
-from timm.layers.norm import GroupNorm1
+from timm.layers.norm import GroupNorm
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
@@ -37,6 +38,7 @@ from audioldm2_pl.media import to_array
 from audioldm2_pl.weights import read_weights
 
 PE_AV_WIDTH = 1024  # of the published checkpoints
+NUM_GROUPS = 8  # of the group norms
 SUBFOLDER = "image_encoder"
 Picture = Any  # uint8 (H, W, 3), a tensor (3, H, W) of bytes or in [0, 1], or a Pillow image
 
@@ -52,7 +54,7 @@ class ImageConfig:
     image_size: int = bounded(64, ge=32, le=1_024)  # pixels a side: shorter side resized, centre cropped
     sample_rate: int = bounded(16_000, ge=8_000, le=48_000)  # Hz, of the sound that the network sees
     num_mel_bins: int = bounded(64, ge=32, le=4_096)  # of its filter bank
-    channels: list[int] = bounded(lambda: [32, 64, 128, 256], ge=1, le=65_536, min_length=4)  # of both ResNets
+    channels: list[int] = bounded(lambda: [32, 64, 128, 256], ge=16, le=65_536, min_length=4)  # of both ResNets
     depths: list[int] = bounded(lambda: [1, 1, 1, 1], ge=1, le=1_000, min_length=4)  # blocks of each of the four stages
 
     @property
@@ -73,6 +75,8 @@ class ImageConfig:
         check_fields(self, "conditioners.image.")
         if len(self.channels) != 4 or len(self.depths) != 4:
             raise UserError("conditioners.image: channels and depths have four entries, one for each stage of a ResNet")
+        if undivided := [channels for channels in self.channels if channels % NUM_GROUPS]:
+            raise UserError(f"conditioners.image.channels: {undivided[0]} is not a multiple of {NUM_GROUPS}")
 
 
 class SmallPair(nn.Module):
@@ -96,7 +100,7 @@ class SmallPair(nn.Module):
         block: Any = BasicBlock  # timm's hint is of an instance
         return ResNet(
             block, tuple(self.config.depths), num_classes=self.config.projection_dim, in_chans=in_channels,
-            channels=tuple(self.config.channels), norm_layer=GroupNorm1,
+            channels=tuple(self.config.channels), norm_layer=partial(GroupNorm, num_groups=NUM_GROUPS),
         )  # fmt: skip
 
     @property

@@ -35,7 +35,7 @@ class ImageTrainingConfig(StageConfig):
     )
     loss_weights: dict[str, float | None] = bounded(lambda: {"contrastive": 1.0}, keys=("contrastive",), ge=0)
     least_crop: float = bounded(0.5, gt=0, le=1)  # share of a picture's area that a random crop keeps; 1 crops none
-    colour_jitter: float = bounded(0.0, ge=0, le=0.5)  # most change of brightness, contrast, saturation and hue
+    colour_jitter: float = bounded(0.0, ge=0, le=0.5)  # most change of brightness, contrast and saturation
 
 
 class ImagePretraining(Stage):
@@ -61,7 +61,7 @@ class ImagePretraining(Stage):
             [
                 v2.RandomResizedCrop(pair.config.image_size, (config.least_crop, 1.0), antialias=True),
                 v2.RandomHorizontalFlip(),
-                v2.ColorJitter(jitter, jitter, jitter, jitter),
+                v2.ColorJitter(jitter, jitter, jitter),
             ]
         )
 

@@ -12,7 +12,7 @@ from audioldm2_pl.errors import UserError
 from audioldm2_pl.hub.folder import ModelFolder
 
 RATE = 16_000
-SIZES = {"projection_dim": 16, "image_size": 32, "num_mel_bins": 32, "channels": [8, 8, 16, 16]}
+SIZES = {"projection_dim": 16, "image_size": 32, "num_mel_bins": 32, "channels": [16, 16, 16, 16]}
 
 
 def picture(seed: int, height: int = 40, width: int = 56) -> np.ndarray:
@@ -200,7 +200,7 @@ def test_widths_are_known_before_anything_is_loaded(pe_av_folder):
     assert ImageConfig(pretrained=None, projection_dim=7).width == 7
 
 
-@pytest.mark.parametrize("sizes", [{"channels": [8, 8, 8]}, {"channels": [8, 8, 8, 0]}, {"depths": [1] * 5}])
+@pytest.mark.parametrize("sizes", [{"channels": [16, 16, 16]}, {"channels": [16, 16, 16, 20]}, {"depths": [1] * 5}])
 def test_sizes_that_do_not_run_are_refused(sizes):
     with pytest.raises(UserError, match=r"conditioners\.image"):
         ImageConfig(pretrained=None, **sizes)

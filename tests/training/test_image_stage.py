@@ -22,10 +22,10 @@ from data.shards import write_shards
 from data.synthetic import clips
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments/esc10_image.yaml"
-TINY = ImageConfig(pretrained=None, projection_dim=16, image_size=32, num_mel_bins=32, channels=[8, 16, 16, 16])
+TINY = ImageConfig(pretrained=None, projection_dim=16, image_size=32, num_mel_bins=32, channels=[16, 16, 32, 64])
 OVERRIDES = [
     "conditioners.clap=null", "conditioners.t5=null", "gpt2.conditions=[image]", "unet.conditions=[loa]",
-    "conditioners.image={pretrained: null, projection_dim: 16, image_size: 32, channels: [8, 8, 8, 8]}",
+    "conditioners.image={pretrained: null, projection_dim: 16, image_size: 32, channels: [16, 16, 16, 16]}",
     "training.image={batches: 4, batch_size: 4, save_every_batches: 2}",
 ]  # fmt: skip
 
@@ -49,7 +49,7 @@ def batch() -> dict:
 def test_overfits_one_batch(stage, batch):
     optimizer = torch.optim.Adam(stage.parameters(), lr=1e-3)
     losses = []
-    for _ in range(50):
+    for _ in range(30):
         loss = stage.total(stage.losses(batch))
         optimizer.zero_grad()
         loss.backward()
