@@ -52,29 +52,27 @@ class Edited:
         systems = bench.generator.systems()
         bench.write(self.clips, {name: systems[name] for name in ("real", "reconstruction", "text_to_audio")})
 
-    def write(self, name: str, texts: Sequence[str] | None = None, pasted: bool = True, **edit: Any) -> None:
-        """A system of the edited clips; `texts` replace their captions."""
+    def write(
+        self, name: str, editing: Editing, source_of: Callable[[Tensor], Tensor] = torch.clone,
+        texts: Sequence[str] | None = None,
+    ) -> None:  # fmt: skip
+        """Two systems: `name`, the edited clips, and `name`_raw, before anything of the source is pasted back.
+
+        `source_of` makes of the clips (B, T) what is edited; `texts` replace their captions.
+        """
         prompts = dict(zip((clip.key for clip in self.clips), texts or [clip.text for clip in self.clips]))
-        editing = Editing(**edit)
-
-        def run(clips: Sequence[Any], waveform: Tensor) -> Tensor:
-            edited = self.bench.generator.edited(clips, waveform, editing, [prompts[clip.key] for clip in clips])
-            if not pasted:
-                return edited
-            rate = self.audio.sample_rate
-            return paste_back(Recording(waveform, rate), Recording(edited, rate), editing).waveform  # (B, T)
-
-        self.bench.write(self.clips, {name: run})
-
-    def paste(self, name: str, raw: str, editing: Editing) -> None:
-        """A system of what `raw` holds, with the source's samples pasted back."""
         rate = self.audio.sample_rate
 
-        def run(clips: Sequence[Any], waveform: Tensor) -> Tensor:
-            edited = self.bench.sound.read(raw, [clip.key for clip in clips], self.audio)
-            return paste_back(Recording(waveform, rate), Recording(edited, rate), editing).waveform  # (B, T)
+        def edit(clips: Sequence[Any], waveform: Tensor) -> Tensor:
+            texts_of = [prompts[clip.key] for clip in clips]
+            return self.bench.generator.edited(clips, source_of(waveform), editing, texts_of)
 
-        self.bench.write(self.clips, {name: run})
+        def paste(clips: Sequence[Any], waveform: Tensor) -> Tensor:
+            raw = self.bench.sound.read(f"{name}_raw", [clip.key for clip in clips], self.audio)
+            return paste_back(Recording(source_of(waveform), rate), Recording(raw, rate), editing).waveform  # (B, T)
+
+        self.bench.write(self.clips, {f"{name}_raw": edit})
+        self.bench.write(self.clips, {name: paste})
 
     def read(self, name: str) -> Tensor:
         """=> (B, T)"""
@@ -153,9 +151,8 @@ def inpainting(bench: Bench) -> Figure:
     """The middle half of real clips made anew from their captions."""
     edited, part = Edited(bench), (0.25, 0.75)
     span = [(0.25 * edited.seconds, 0.75 * edited.seconds)]
-    edited.write("inpainted_raw", between=span, pasted=False)
-    edited.paste("inpainted", "inpainted_raw", Editing(between=span))
-    edited.write("inpainted_official", between=span, pasted=False, mode="official")
+    edited.write("inpainted", Editing(between=span))
+    edited.write("inpainted_official", Editing(between=span, mode="official"))
     systems = {"Reference": "real", "VAE + vocoder": "reconstruction", "From text": "text_to_audio",
                "Inpainted": "inpainted", "The authors' way": "inpainted_official"}  # fmt: skip
     kept = edited.kept_frames(span)
@@ -181,15 +178,16 @@ def kept_difference(edited: Edited, name: str, spans: Sequence[tuple[float, floa
 
 def extension(bench: Bench) -> Figure:
     """The second half of real clips from the first."""
-    edited, half = Edited(bench), edited_half(bench)
-    edited.write("extended", extend=half)
-    edited.write("continued", texts=[""] * len(edited.clips), extend=half)
+    edited, num_context = Edited(bench), bench.audio.num_samples // 2
+    half = num_context / bench.audio.sample_rate
+    editing = Editing(extend=edited.seconds - half)
+    edited.write("extended", editing, lambda waveform: waveform[:, :num_context])
+    edited.write("continued", editing, lambda waveform: waveform[:, :num_context], [""] * len(edited.clips))
     systems = {"Reference": "real", "VAE + vocoder": "reconstruction", "Caption alone": "text_to_audio",
                "Context and caption": "extended", "Context alone": "continued"}  # fmt: skip
     numbers: dict[str, Any] = {}
     if tones := [i for i, clip in enumerate(edited.clips) if clip.names[0] == "tone"]:
-        start = round(half * edited.audio.sample_rate)
-        pitches = {name: pitch(edited.read(name)[tones, start:], edited.audio.sample_rate) for name in
+        pitches = {name: pitch(edited.read(name)[tones, num_context:], edited.audio.sample_rate) for name in
                    ("real", "reconstruction", "extended", "continued")}  # fmt: skip
         numbers["tones_within_a_semitone"] = {
             name: float(((12 * (found / pitches["real"]).log2()).abs() <= 1).float().mean())
@@ -206,10 +204,6 @@ def extension(bench: Bench) -> Figure:
     )  # fmt: skip
 
 
-def edited_half(bench: Bench) -> float:
-    return bench.audio.num_samples // 2 / bench.audio.sample_rate
-
-
 def pitch(waveform: Tensor, sample_rate: int) -> Tensor:
     """Frequency in Hz of the loudest partial below TOP_PITCH_HZ, of waveforms (B, T), (B,)."""
     num_fft = 2 ** math.ceil(math.log2(8 * waveform.shape[1]))
@@ -221,15 +215,13 @@ def pitch(waveform: Tensor, sample_rate: int) -> Tensor:
 def super_resolution(bench: Bench) -> Figure:
     """The upper frequencies of low-passed clips."""
     edited = Edited(bench)
-    rate, none = edited.audio.sample_rate, torch.zeros(1)
-    edited.bench.write(edited.clips, {"low_passed": lambda _, wave: cross_over(wave, none * wave, CUT_HZ, rate)})
+    rate = edited.audio.sample_rate
 
-    def run(clips: Sequence[Any], waveform: Tensor) -> Tensor:
-        low, editing = cross_over(waveform, none * waveform, CUT_HZ, rate), Editing(above=CUT_HZ)
-        made = edited.bench.generator.edited(clips, low, editing, [clip.text for clip in clips])
-        return paste_back(Recording(low, rate), Recording(made, rate), editing).waveform
+    def low_passed(waveform: Tensor) -> Tensor:
+        return cross_over(waveform, torch.zeros_like(waveform), CUT_HZ, rate)  # (B, T)
 
-    edited.bench.write(edited.clips, {"super_resolved": run})
+    edited.bench.write(edited.clips, {"low_passed": lambda _, waveform: low_passed(waveform)})
+    edited.write("super_resolved", Editing(above=CUT_HZ), low_passed)
     real = spectra(edited.read("real"), rate)  # (B, F, bins)
     means = class_means(real, [clip.names[0] for clip in edited.clips])
     found = {
@@ -281,10 +273,10 @@ def restyle(bench: Bench) -> Figure:
     variants["0.6 by inversion"] = {"restyle": 0.6, "restyle_method": "inversion"}
     for label, settings in variants.items():
         name = f"restyled_{label.replace(' ', '_')}"
-        edited.write(name, texts=[texts[name] for name in classes], pasted=False, **settings)
+        edited.write(name, Editing(**settings), texts=[texts[target] for target in classes])
         accuracy.append(row_of(label, share_interval(edited.hits(name, (0.0, 1.0), classes))))
         distance.append(row_of(label, mean_interval(edited.distance(name, everywhere))))
-    edited.write("varied", pasted=False, vary=0.6)
+    edited.write("varied", Editing(vary=0.6))
     distance.append(row_of("varied by 0.6", mean_interval(edited.distance("varied", everywhere))))
     distance.append(row_of("VAE + vocoder", mean_interval(edited.distance("reconstruction", everywhere))))
     return figure_of(

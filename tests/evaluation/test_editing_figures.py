@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from audioldm2_pl.errors import UserError
@@ -36,6 +37,12 @@ def test_all_abilities_in_one_page(experiment, tmp_path):
     assert all(numbers["num_clips"] == 6 and numbers["chance"] == pytest.approx(1 / 3) for numbers in found.values())
     assert found["inpainting"]["kept_max_difference"] == 0 and found["extension"]["kept_max_difference"] == 0
     assert found["inpainting"]["seams"]["limit_db"] > 0
+    audio = experiment.run_folder / "report/audio"
+    for clip in (audio / "extended").glob("*.flac"):  # the second half is new, not the clip's own
+        real, extended = (soundfile.read(audio / system / clip.name)[0] for system in ("real", "extended"))
+        half = len(real) // 2
+        assert len(extended) == len(real) and np.array_equal(extended[:half], real[:half])
+        assert not np.array_equal(extended[half:], real[half:])
     accuracy = found["inpainting"]["class accuracy of the middle half"]
     assert accuracy.keys() == {"Reference", "VAE + vocoder", "From text", "Inpainted", "The authors' way"}
     assert all(0 <= row["low"] <= row["value"] <= row["high"] <= 1 for row in accuracy.values())
