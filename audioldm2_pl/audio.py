@@ -95,8 +95,8 @@ def choose_channel(waveform: np.ndarray) -> np.ndarray:
     return waveform[:, 0 if peaks[0] > SILENT_PEAK else int(peaks.argmax())]
 
 
-def load_waveform(path: str | Path, sample_rate: int) -> np.ndarray:
-    """The channel of an audio file that `choose_channel` takes, at `sample_rate`, float32 (T,).
+def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
+    """All channels of an audio file, float32 (T, channels), and its rate in Hz.
 
     Raises UserError where the file is missing, unreadable, empty or not finite.
     """
@@ -105,12 +105,21 @@ def load_waveform(path: str | Path, sample_rate: int) -> np.ndarray:
         raise UserError(f"{path}: no such audio file")
     try:
         with open_sound(path) as file:
-            waveform, file_rate = file.read(dtype="float32", always_2d=True), file.samplerate
+            waveform, sample_rate = file.read(dtype="float32", always_2d=True), file.samplerate
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise UserError(f"{path}: cannot be read as audio ({error})") from None
-    waveform = choose_channel(waveform)  # (T,)
     if not len(waveform) or not np.isfinite(waveform).all():
         raise UserError(f"{path}: holds no finite samples; leave it out")
+    return waveform, sample_rate
+
+
+def load_waveform(path: str | Path, sample_rate: int) -> np.ndarray:
+    """The channel of an audio file that `choose_channel` takes, at `sample_rate`, float32 (T,).
+
+    Raises UserError as `read_audio`.
+    """
+    channels, file_rate = read_audio(path)
+    waveform = choose_channel(channels)  # (T,)
     if file_rate != sample_rate:
         waveform = soxr.resample(waveform, file_rate, sample_rate)
     return np.ascontiguousarray(waveform, dtype=np.float32)

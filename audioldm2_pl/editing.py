@@ -72,9 +72,9 @@ class Edit:
 
     def check(self, num_clips: int, model: Any) -> None:
         """UserError where the edit is of another number of clips, or not of the shapes of `model`, an AudioLDM2."""
-        bins, width = model.audio.num_mel_bins // model.downsampling, model.unet.condition_widths.get("loa")
-        loa = ("B", "L'", width)
-        wanted = {"latent": ("B", model.unet.config.in_channels, "H", bins), "loa_prefix": loa, "loa_suffix": loa}
+        loa = ("B", "L'", model.unet.condition_widths.get("loa"))
+        latent = ("B", model.unet.config.in_channels, "H", model.num_latent_bins)
+        wanted = {"latent": latent, "loa_prefix": loa, "loa_suffix": loa}
         for name, sizes in wanted.items():
             values = getattr(self, name)
             if values is None:

@@ -144,7 +144,7 @@ class AudioLDM2:
 
         Raises UserError where the latent is not finite.
         """
-        shape = (self.unet.config.in_channels, num_latent_frames, self.audio.num_mel_bins // self.downsampling)
+        shape = (self.unet.config.in_channels, num_latent_frames, self.num_latent_bins)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = draw_noise(shape, generators).to(self.device)  # (B, C, H, W)
         predict = predictor(self.unet, inputs, sampling.guidance_scale)
@@ -322,6 +322,11 @@ class AudioLDM2:
     def unit(self) -> int:
         """Samples to one latent frame."""
         return self.audio.hop_length * self.downsampling
+
+    @property
+    def num_latent_bins(self) -> int:
+        """W of a latent (B, C, H, W)."""
+        return self.audio.num_mel_bins // self.downsampling
 
     @property
     def smallest_latent(self) -> int:

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import soxr
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audioldm2_pl.audio import MAX_GAIN, mel_centres
+from audioldm2_pl.audio import MAX_GAIN, mel_centres, read_audio
 from audioldm2_pl.conditioning import check_readable, encode_requests
 from audioldm2_pl.editing import Edit, Grid
 from audioldm2_pl.errors import UserError
@@ -26,9 +25,9 @@ from audioldm2_pl.generation import Editing, Generation, Sampling
 from audioldm2_pl.models.diffusion import Progress, invert, part_of
 from audioldm2_pl.models.guidance import predictor
 from audioldm2_pl.seeds import seed_of
-from audioldm2_pl.windows import Canvas, Job, SourceUse, fill
+from audioldm2_pl.windows import Canvas, Job, SourceUse, fill, frames_over
 
-FADE_SECONDS = 0.02  # of the cross-fades between the source's samples and new ones, within what is new
+PASTE_FADE_SECONDS = 0.02  # of the cross-fades between the source's samples and new ones, within what is new
 MIN_SECONDS = 0.1  # of a source
 OFFICIAL_DROPPED = 3  # last latent frames that the authors' style transfer leaves out
 
@@ -48,12 +47,7 @@ class Recording:
     @classmethod
     def load(cls, path: str | Path) -> Recording:
         """Raises UserError where the file is missing or unreadable."""
-        if not Path(path).is_file():
-            raise UserError(f"{path}: no such audio file")
-        try:
-            waveform, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)  # (T, K)
-        except (soundfile.LibsndfileError, RuntimeError) as error:
-            raise UserError(f"{path}: cannot be read as audio ({error})") from None
+        waveform, sample_rate = read_audio(path)  # (T, K)
         return cls(torch.from_numpy(waveform.T.copy()), sample_rate)
 
     def at(self, sample_rate: int) -> Recording:
@@ -136,8 +130,7 @@ def edit_waveforms(model: Any, waveform: Tensor, requests: Sequence[Generation],
 def grid_of(model: Any, num_samples: int) -> Grid:
     """The latent grid that covers a sound."""
     centres, size = mel_centres(model.audio), model.downsampling
-    num_frames = max(model.smallest_latent, -(-num_samples // model.unit))
-    return Grid(num_frames, model.sample_rate / model.unit, centres[size - 1 :: size])
+    return Grid(frames_over(model, num_samples), model.sample_rate / model.unit, centres[size - 1 :: size])
 
 
 def changed_spans(editing: Editing, source_seconds: float, seconds: float) -> list[tuple[float, float]]:
@@ -176,7 +169,7 @@ def paste_back(source: Recording, edited: Recording, editing: Editing) -> Record
     result = old.clone()
     for start, stop in changed_spans(editing, num_source / rate, num_samples / rate):
         first, last = round(start * rate), min(round(stop * rate), num_samples)
-        result[:, first:last] = joined(old, new, first, last, round(FADE_SECONDS * rate))
+        result[:, first:last] = joined(old, new, first, last, round(PASTE_FADE_SECONDS * rate))
     return Recording(result, rate)
 
 

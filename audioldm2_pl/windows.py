@@ -27,7 +27,7 @@ KEPT_SHARE = 0.9  # of the time under a row of LOA that has to be kept for Audio
 MIN_CONTEXT_SECONDS = 0.1  # shorter ones say nothing: GPT-2 starts anew
 FADE_SECONDS = 0.04  # of the cross-fade between two windows
 
-Span = tuple[int, int]  # first latent frame, and the one after the last
+Frames = tuple[int, int]  # first latent frame, and the one after the last
 
 
 @dataclass
@@ -38,13 +38,13 @@ class Job:
     requests: list[Generation]  # one a clip
 
 
-def spans_of(changed: Tensor) -> list[Span]:
+def spans_of(changed: Tensor) -> list[Frames]:
     """The runs of True in (H,)."""
     edges = F.pad(changed.int(), (1, 1)).diff().nonzero()[:, 0].tolist()
     return list(zip(edges[::2], edges[1::2]))
 
 
-def windows_over(span: Span, num_frames: int, size: int) -> list[Span]:
+def windows_over(span: Frames, num_frames: int, size: int) -> list[Frames]:
     """Windows of `size` latent frames whose sum covers a span of `num_frames`, each with context before what is new.
 
     One lies around the middle of a short span. Of several, each begins a quarter before the end of the one before, so
@@ -81,7 +81,7 @@ class Canvas:
         latent = torch.zeros(len(waveform), model.unet.config.in_channels, *keep.shape)
         return cls(waveform.clone(), latent, keep.clone(), torch.zeros(len(keep), dtype=torch.bool))
 
-    def write(self, window: Span, frames: Tensor, latent: Tensor, waveform: Tensor, sample_rate: int) -> None:
+    def write(self, window: Frames, frames: Tensor, latent: Tensor, waveform: Tensor, sample_rate: int) -> None:
         """Takes a window's latent (B, C, h, W) and waveform (B, h · unit), which are settled in `frames` (h,) of it.
 
         The waveform is cross-faded in what the window kept at its edges.
@@ -118,8 +118,7 @@ class SourceUse:
 def fill(model: Any, canvas: Canvas, jobs: Sequence[Job], sampling: Sampling, use: SourceUse,
          progress: Progress | None = None) -> None:  # fmt: skip
     """Samples what the canvas does not keep in the frames of jobs, in their order, with an AudioLDM2."""
-    seconds, num_timesteps = sampling.window_seconds, model.scheduler.config.num_train_timesteps
-    size = frames_of(model, seconds) if seconds else model.unet.config.sample_size
+    size, num_timesteps = window_size(model, sampling), model.scheduler.config.num_train_timesteps
     todo = [
         (window, job)
         for job in jobs
@@ -187,28 +186,34 @@ def lengths(model: Any, requests: Sequence[Generation], edit: Edit = NO_EDIT) ->
     source = None if edit.latent is None else edit.latent.shape[2]
     default = model.audio.clip_seconds if source is None else source * model.unit / model.sample_rate
     num_samples = round((seconds.pop() or default) * model.sample_rate)
-    num_frames = max(model.smallest_latent, ceil(num_samples / model.unit))
+    num_frames = frames_over(model, num_samples)
     if source not in (None, num_frames):
         raise UserError(f"the clip is {num_frames} latent frames long, but the edit's source has {source}")
     return num_frames, num_samples
 
 
-def frames_of(model: Any, seconds: float) -> int:
-    """Latent frames that cover so many seconds, as many as the T-UNet needs."""
-    return max(model.smallest_latent, ceil(round(seconds * model.sample_rate) / model.unit))
+def frames_over(model: Any, num_samples: int) -> int:
+    """Latent frames that cover so many samples, as many as the T-UNet needs."""
+    return max(model.smallest_latent, ceil(num_samples / model.unit))
+
+
+def window_size(model: Any, sampling: Sampling) -> int:
+    """Latent frames of the longest sound that is sampled at once."""
+    if sampling.window_seconds is None:
+        return model.unet.config.sample_size
+    return frames_over(model, round(sampling.window_seconds * model.sample_rate))
 
 
 def needs_windows(model: Any, requests: Sequence[Generation], sampling: Sampling, num_frames: int) -> bool:
     """Whether sounds are longer than a window, or their prompt changes."""
-    longest = frames_of(model, sampling.window_seconds) if sampling.window_seconds else model.unet.config.sample_size
-    return num_frames > longest or any(request.prompt_at for request in requests)
+    return num_frames > window_size(model, sampling) or any(request.prompt_at for request in requests)
 
 
 def generate_by_windows(model: Any, requests: Sequence[Generation], sampling: Sampling, num_frames: int,
                         progress: Progress | None = None) -> Tensor:  # fmt: skip
     """Requests => waveforms (B, num_frames · unit); between two times of `prompt_at` one prompt holds."""
-    bins = model.audio.num_mel_bins // model.downsampling
-    canvas = Canvas.of(model, torch.zeros(len(requests), num_frames * model.unit), torch.zeros(num_frames, bins))
+    keep = torch.zeros(num_frames, model.num_latent_bins)
+    canvas = Canvas.of(model, torch.zeros(len(requests), num_frames * model.unit), keep)
     starts = sorted({0.0, *(start for request in requests for start, _ in request.prompt_at or ())})
     jobs = []
     for start, stop in zip(starts, [*starts[1:], float("inf")]):

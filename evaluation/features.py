@@ -15,10 +15,9 @@ import numpy as np
 import soxr
 import torch
 
-from audioldm2_pl.audio import choose_channel, fit_length
+from audioldm2_pl.audio import choose_channel, fit_length, read_audio
 from audioldm2_pl.errors import UserError
 
-from .folders import read_audio
 from .metrics.embeddings import Embedder
 from .metrics.metric import ClipFeatures, Outputs
 from .protocols import AudioSettings, ModelSettings

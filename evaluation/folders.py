@@ -6,11 +6,7 @@ Shapes: T samples.
 import unicodedata
 from pathlib import Path
 
-import numpy as np
-import soundfile
-
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.mp3 import open_sound
 from audioldm2_pl.tables import read_table
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
@@ -53,15 +49,3 @@ def read_names(path: Path, column: str) -> dict[str, list[str]]:
     if not found:
         raise UserError(f"{path}: holds no {column}s; needs the columns filename and {column}")
     return found
-
-
-def read_audio(path: Path) -> tuple[np.ndarray, int]:
-    """=> float32 (T, channels), Hz. UserError where the file is unreadable, empty or not finite."""
-    try:
-        with open_sound(path) as file:
-            waveform, rate = file.read(dtype="float32", always_2d=True), file.samplerate
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise UserError(f"{path}: cannot be read as audio ({error})") from None
-    if not len(waveform) or not np.isfinite(waveform).all():
-        raise UserError(f"{path}: holds no finite samples; generate it again or leave it out")
-    return waveform, rate

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audioldm2_pl.audio import choose_channel, is_silent
+from audioldm2_pl.audio import choose_channel, is_silent, read_audio
 from audioldm2_pl.errors import UserError
 
 from .features import load_ahead
-from .folders import clip_files, read_audio, read_names
+from .folders import clip_files, read_names
 from .protocols import Protocol
 
 SHORT_SECONDS = 0.1  # a clip below this gets a warning: a network reads nothing in it

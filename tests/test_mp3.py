@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from audioldm2_pl.audio import load_waveform
+from audioldm2_pl.audio import load_waveform, read_audio
 from audioldm2_pl.mp3 import count_frames, frame_size, open_sound
 from audioldm2_pl.shards.format import decode_sound
-from evaluation.folders import read_audio
 
 SECONDS = 4
 

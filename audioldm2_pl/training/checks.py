@@ -12,7 +12,6 @@ from audioldm2_pl.hub.parts import group_parts
 from audioldm2_pl.models.adapters import import_peft
 from audioldm2_pl.shards.datamodule import AudioShards
 from audioldm2_pl.shards.encoded import EncodedFolder
-from audioldm2_pl.training.adapter import check_adapter
 from audioldm2_pl.training.stage import Stage
 
 
@@ -23,7 +22,6 @@ def check_stages(experiment: ExperimentConfig, stages: Sequence[type[Stage]], fo
         prepare_espeak()
     if experiment.adapter is not None:
         import_peft()
-        check_adapter(experiment, stages)
     for package in experiment.trainer.loggers:
         if find_spec(package) is None:
             raise UserError(f"trainer.loggers: {package} is not installed; pip install {package}, or take it out")

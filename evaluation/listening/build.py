@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from audioldm2_pl.audio import read_audio
 from audioldm2_pl.errors import UserError
 
-from ..folders import clip_files, read_audio, read_names
+from ..folders import clip_files, read_names
 from .batches import CHECK, LOW_PASS, REAL, RESERVED, Batch, Item, ListeningTest, plan_batches, save_test
 from .page import render_batch_page
 from .questions import QUESTIONS

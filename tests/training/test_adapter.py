@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from breaking import break_off
 from safetensors.torch import load_file
-from test_checkpoint import break_off
 
 from audioldm2_pl.cli import main
 from audioldm2_pl.errors import UserError

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from breaking import break_off
 from safetensors.torch import load_file
 from test_stages import prepared
 
@@ -22,21 +23,6 @@ def files(experiment) -> dict[str, bytes]:
     """Every file of the model folder."""
     root = experiment.model_folder
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
-def break_off(experiment, stage: str, num_batches: int, monkeypatch) -> None:
-    """Trains so many batches, and dies before the next."""
-    save = Resumable.on_train_batch_end
-
-    def die(self, trainer, pl_module, outputs, batch, batch_idx):
-        save(self, trainer, pl_module, outputs, batch, batch_idx)
-        if batch_idx + 1 == num_batches:
-            raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Resumable, "on_train_batch_end", die)
-        with pytest.raises(RuntimeError, match="killed"):
-            train(experiment, stage)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from fitting import overfit
 
 from audioldm2_pl.conditioners.clap import CLAP, CLAPConfig
 from audioldm2_pl.training.clap import MAX_LOGIT_SCALE, CLAPPretraining, CLAPTrainingConfig, contrastive_loss
@@ -41,14 +42,7 @@ def batch() -> dict:
 
 
 def test_overfits_one_batch(stage, batch):
-    optimizer = torch.optim.Adam(stage.parameters(), lr=2e-3)
-    losses = []
-    for _ in range(40):
-        loss = stage.total(stage.losses(batch))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = overfit(stage, batch, 40, learning_rate=2e-3)
     assert losses[-1] < 0.3 * losses[0]
     stage.eval()
     with torch.no_grad():

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from breaking import break_off
+from fitting import overfit
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -15,7 +17,6 @@ from audioldm2_pl.config import load_experiment
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.pipeline import AudioLDM2
-from audioldm2_pl.training.checkpoint import Resumable
 from audioldm2_pl.training.image import ImagePretraining, ImageTrainingConfig
 from audioldm2_pl.training.run import train
 from data.shards import write_shards
@@ -47,14 +48,7 @@ def batch() -> dict:
 
 
 def test_overfits_one_batch(stage, batch):
-    optimizer = torch.optim.Adam(stage.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(30):
-        loss = stage.total(stage.losses(batch))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = overfit(stage, batch, 30, learning_rate=1e-3)
     assert losses[-1] < 0.3 * losses[0]
     stage.eval()
     with torch.no_grad():
@@ -125,17 +119,8 @@ def test_a_run_is_trained_saved_and_previewed(run):
 
 def test_killed_and_resumed_ends_with_the_same_bits(run, smoke, tmp_path, monkeypatch):
     overrides = [*OVERRIDES, "stages=[image]", f"data.train=[{run.data.train[0]}]", "data.test=null"]
-    broken, save = smoke(*overrides, runs=tmp_path), Resumable.on_train_batch_end
-
-    def die_after_third_batch(self, trainer, pl_module, outputs, batch, batch_idx):
-        save(self, trainer, pl_module, outputs, batch, batch_idx)
-        if batch_idx == 2:
-            raise RuntimeError("killed")
-
-    monkeypatch.setattr(Resumable, "on_train_batch_end", die_after_third_batch)
-    with pytest.raises(RuntimeError, match="killed"):
-        train(broken)
-    monkeypatch.undo()
+    broken = smoke(*overrides, runs=tmp_path)
+    break_off(broken, "image", 3, monkeypatch)
     train(broken)
     expected, resumed = (load_file(e.model_folder / "image_encoder/model.safetensors") for e in (run, broken))
     assert expected.keys() == resumed.keys() and all(torch.equal(expected[key], resumed[key]) for key in expected)

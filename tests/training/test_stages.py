@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from breaking import break_off
+from fitting import overfit
 from safetensors.torch import load_file
 
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.hub.parts import GROUPS
-from audioldm2_pl.seeds import SharedRandom
 from audioldm2_pl.shards.datamodule import AudioShards
 from audioldm2_pl.training.audiomae import AudioMAEPretraining
-from audioldm2_pl.training.checkpoint import Resumable, changed_settings
+from audioldm2_pl.training.checkpoint import changed_settings
 from audioldm2_pl.training.ema import EMA
 from audioldm2_pl.training.ldm import draw_dropped_clips
 from audioldm2_pl.training.optimizer import OptimizerConfig, learning_rate_factor
@@ -68,17 +69,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(stage, smoke, smoke_run, tmp
     train(straight, stage)
 
     broken = prepared(smoke, smoke_run, stage, tmp_path, "broken")
-    save = Resumable.on_train_batch_end
-
-    def die_after_third_batch(self, trainer, pl_module, outputs, batch, batch_idx):
-        save(self, trainer, pl_module, outputs, batch, batch_idx)
-        if batch_idx == 2:
-            raise RuntimeError("killed")
-
-    monkeypatch.setattr(Resumable, "on_train_batch_end", die_after_third_batch)
-    with pytest.raises(RuntimeError, match="killed"):
-        train(broken, stage)
-    monkeypatch.undo()
+    break_off(broken, stage, 3, monkeypatch)
     assert (broken.run_folder / "checkpoints" / f"{stage}.ckpt").is_file()
     train(broken, stage)
 
@@ -96,15 +87,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(stage, smoke, smoke_run, tmp
 )
 def test_overfits_one_batch(stage, share, smoke_run):
     module, batch = start(smoke_run, stage)
-    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=5e-3)
-    losses = []
-    for step in range(60):
-        module.shared = SharedRandom(step % 4)
-        loss = module.total(module.losses(batch))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = overfit(module, batch, 60, learning_rate=5e-3, num_draws=4)
     assert sum(losses[-4:]) < share * sum(losses[:4])
 
 

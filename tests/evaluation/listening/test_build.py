@@ -8,9 +8,10 @@ import pytest
 import soundfile
 from listening_material import RATE, TEXTS
 
+from audioldm2_pl.audio import read_audio
 from audioldm2_pl.errors import UserError
 from evaluation.__main__ import main
-from evaluation.folders import clip_files, read_audio
+from evaluation.folders import clip_files
 from evaluation.listening.batches import LOW_PASS, REAL
 from evaluation.listening.build import BuildOptions, build_test
 from evaluation.listening.questions import CHECK
