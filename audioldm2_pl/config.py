@@ -208,6 +208,9 @@ class ExperimentConfig:
         for name in chosen:
             if getattr(self.conditioners, name) is not None and name not in self.condition_names:
                 raise UserError(f"conditioners.{name}: no network reads it; name it in gpt2.conditions")
+        for name in self.diffusion.dropout_alone:
+            if name not in ("loa", *CONDITIONS):
+                raise UserError(f"diffusion.dropout_alone.{name}: {nearest(name, ['loa', *CONDITIONS])}")
         if len(set(self.gpt2.conditions)) != len(self.gpt2.conditions):
             raise UserError(f"gpt2.conditions={self.gpt2.conditions}: name each condition once")
         if film and getattr(self.conditioners, film[0]).num_tokens != 1:

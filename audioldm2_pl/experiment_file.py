@@ -23,6 +23,7 @@ RENAMED_KEYS = {  # key of an earlier version -> today's, or a sentence that tel
     "diffusion.eta": "sampling.eta",
     "diffusion.unconditional": "sampling.unconditional",
     "diffusion.candidates": "sampling.candidates",
+    "training.ldm.loa_dropout": "write diffusion.dropout_alone.loa, which the joint stage heeds too",
     "unet.cross_attention_dim": "write unet.conditions, a list of names such as [loa, t5]; the widths follow from it",
     "unet.film_dim": "write unet.film, the name of the condition, such as clap; the width follows from it",
 }

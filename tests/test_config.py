@@ -77,7 +77,10 @@ def test_base_files_are_merged_in_order(tmp_path):
         ("base: none.yaml", "no such experiment"),
         ("gpt2: {hidden_size: 96}", "audiomae.embed_dim"),
         ("audio: {clip_seconds: 10.25}", "frames"),
-        ("training: {ldm: {loa_dropout: 1.5}}", r"training.ldm.loa_dropout=1.5 .*from 0 to 1"),
+        ("diffusion: {dropout_alone: {loa: 1.5}}", r"diffusion.dropout_alone.loa=1.5 .*from 0 to 1"),
+        ("training: {ldm: {loa_dropout: 0.5}}", r"loa_dropout.*write diffusion.dropout_alone.loa"),
+        ("diffusion: {dropout_alone: {phonems: 0.5}}", r"diffusion.dropout_alone.phonems: .*phonemes"),
+        ("gpt2: {condition_dropout: 2}", r"gpt2.condition_dropout=2.0 .*from 0 to 1"),
         (
             "training: {ldm: {optimizer: {decay: cosin}}}",
             r"training.ldm.optimizer.decay='cosin': did you mean 'cosine'",

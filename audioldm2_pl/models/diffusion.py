@@ -45,6 +45,9 @@ class DiffusionConfig:
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
     condition_dropout: float = bounded(0.1, ge=0, le=1)  # probability of training without conditions, for guidance
     dropout_unit: Literal["batch", "sample", "condition"] = "batch"  # all together, each clip, each condition of a clip
+    # besides, probability of training a clip without one condition that the T-UNet reads, by its name: {loa: 0.5},
+    # or {t5: 0.1}, with which it learns to follow LOA where there is no text
+    dropout_alone: dict[str, float] = bounded(dict, ge=0, le=1)
     keep_first_batch: bool = False  # never train the first batch without conditions, as the authors' code
 
     def __post_init__(self) -> None:

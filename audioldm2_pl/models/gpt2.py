@@ -39,6 +39,7 @@ class LOAGPT2Config:
     num_heads: int = bounded(12, ge=1)  # per block
     num_positions: int = bounded(1024, ge=1, le=1_000_000)  # prefix and LOA together
     dropout: float = bounded(0.1, ge=0, lt=1)  # on embeddings, attention and residuals
+    condition_dropout: float = bounded(0.0, ge=0, le=1)  # of a clip in training: LOA goes on without a text
     position_std: float = bounded(0.02, ge=0)  # of the learned positions at the start; `pretrained` brings its own
 
     def __post_init__(self) -> None:
@@ -86,11 +87,12 @@ class LOAGenerator(nn.Module):
     counted, as in the authors' code and in the published speech models.
     """
 
-    def __init__(self, gpt2: GPT2LMHeadModel, projection: ConditionProjection):
+    def __init__(self, gpt2: GPT2LMHeadModel, projection: ConditionProjection, condition_dropout: float = 0.0):
         super().__init__()
         fuse_gelu(gpt2)
         self.gpt2 = gpt2
         self.projection = projection
+        self.condition_dropout = condition_dropout
         # Word embeddings have no part in this; a gradient that never comes would stop DDP.
         self.gpt2.transformer.wte.requires_grad_(False)
 

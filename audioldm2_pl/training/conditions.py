@@ -96,7 +96,17 @@ def draw_dropped(
     config: DiffusionConfig, names: Iterable[str], batch_size: int, random: SharedRandom
 ) -> dict[str, Tensor]:
     """Condition's name -> (B,) bool: which clips are trained without it, for guidance (paper §III-D)."""
-    names = list(names)
+    dropped = draw_together(config, list(names), batch_size, random)
+    for name, probability in config.dropout_alone.items():
+        if name in dropped and probability > 0:
+            dropped[name] = dropped[name] | draw_events(probability, batch_size, random)
+    return dropped
+
+
+def draw_together(
+    config: DiffusionConfig, names: list[str], batch_size: int, random: SharedRandom
+) -> dict[str, Tensor]:
+    """As `draw_dropped`, by `condition_dropout` and its unit."""
     generator = random.on("cpu")
     if config.dropout_unit == "batch":
         draws = torch.rand(1, generator=generator).expand(batch_size)

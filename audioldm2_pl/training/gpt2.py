@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.conditioners.config import CONDITIONS, conditioner_class
 from audioldm2_pl.fields import bounded
 from audioldm2_pl.hub.folder import ModelFolder
@@ -14,7 +15,7 @@ from audioldm2_pl.models.gpt2 import LOAGenerator, build_gpt2
 from audioldm2_pl.models.projection import ConditionProjection
 from audioldm2_pl.pipeline import AudioLDM2
 from audioldm2_pl.training.audio_encoder import AudioEncoder
-from audioldm2_pl.training.conditions import condition_widths, open_conditioners
+from audioldm2_pl.training.conditions import condition_widths, draw_events, drop_conditions, open_conditioners
 from audioldm2_pl.training.ldm import generate_previews
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
@@ -47,7 +48,17 @@ def build_loa_generator(experiment: Any, folder: ModelFolder) -> LOAGenerator:
             experiment.gpt2.hidden_size,
             None if phonemes is None else phonemes.max_length,
         )
-    return LOAGenerator(gpt2, projection)
+    return LOAGenerator(gpt2, projection, experiment.gpt2.condition_dropout)
+
+
+def prompts_of(stage: Any, conditions: dict[str, Condition]) -> list[Condition]:
+    """What GPT-2 reads of named conditions (B, L, D); in training some clips' are all empty, LOA alone goes on."""
+    generator = stage.loa_generator
+    read = {name: conditions[name] for name in generator.conditions}
+    if stage.training and generator.condition_dropout > 0:
+        rows = draw_events(generator.condition_dropout, len(next(iter(read.values()))), stage.shared)  # (B,)
+        read = drop_conditions(read, dict.fromkeys(read, rows), stage.conditioners)
+    return list(read.values())
 
 
 class GPT2Finetuning(Stage):
@@ -99,9 +110,8 @@ class GPT2Finetuning(Stage):
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         features = self.features_of(batch)
-        encoded = self.encode(batch, features)
-        conditions = [encoded[name] for name in self.loa_generator.conditions]
-        predicted = self.loa_generator.teacher_forced(conditions, features["loa"])  # (B, L, D)
+        prompts = prompts_of(self, self.encode(batch, features))
+        predicted = self.loa_generator.teacher_forced(prompts, features["loa"])  # (B, L, D)
         return {"loa": LOA_LOSSES[self.config.loss](predicted, features["loa"])}
 
     def parts(self) -> dict[str, Any]:

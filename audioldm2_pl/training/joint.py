@@ -17,7 +17,7 @@ from audioldm2_pl.models.unet import TUNet
 from audioldm2_pl.pipeline import AudioLDM2
 from audioldm2_pl.training.audio_encoder import AudioEncoder
 from audioldm2_pl.training.conditions import open_conditioners
-from audioldm2_pl.training.gpt2 import LOA_LOSSES, loa_parts
+from audioldm2_pl.training.gpt2 import LOA_LOSSES, loa_parts, prompts_of
 from audioldm2_pl.training.ldm import (
     conditional_loss,
     draw_dropped_clips,
@@ -79,7 +79,9 @@ class JointFinetuning(Stage):
         return cls(
             experiment.training.joint,
             open_unet(folder, experiment.unet.num_heads),
-            LOAGenerator(folder.load("language_model"), folder.load("projection_model")),
+            LOAGenerator(
+                folder.load("language_model"), folder.load("projection_model"), experiment.gpt2.condition_dropout
+            ),
             open_audio_encoder(experiment, folder),
             open_conditioners(experiment, folder, experiment.condition_names),
             experiment.diffusion,
@@ -106,7 +108,7 @@ class JointFinetuning(Stage):
         conditions["loa"] = Condition.of(true_loa if takes_true else self.loa_generator.generate(prompts))
         dropped = draw_dropped_clips(self, len(latent))
         diffusion = conditional_loss(self, latent, conditions, dropped)
-        predicted = self.loa_generator.teacher_forced(prompts, true_loa)
+        predicted = self.loa_generator.teacher_forced(prompts_of(self, conditions), true_loa)
         return {"diffusion": diffusion, "loa": self.loa_term(predicted, true_loa, dropped.get("loa"))}
 
     def loa_term(self, predicted: Tensor, loa: Tensor, dropped: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ from audioldm2_pl.models.audiomae import num_loa_vectors, pool_loa
 from audioldm2_pl.models.diffusion import DiffusionConfig, build_scheduler, diffusion_loss
 from audioldm2_pl.models.unet import TUNet
 from audioldm2_pl.pipeline import AudioLDM2
-from audioldm2_pl.seeds import draw_rows, seed_of
+from audioldm2_pl.seeds import seed_of
 from audioldm2_pl.training.audio_encoder import AudioEncoder
 from audioldm2_pl.training.conditions import (
     condition_widths,
@@ -41,15 +41,6 @@ class LDMTrainingConfig(StageConfig):
     loss_weights: dict[str, float | None] = bounded(lambda: {"diffusion": 1.0}, keys=("diffusion",), ge=0)
     ema_decay: float | None = 0.9999
     poolings: list[int] = bounded(lambda: [1, 2, 4, 8], ge=1, le=4_096, min_length=1)  # λ, one drawn for each batch
-    loa_dropout: float = bounded(0.0, ge=0, le=1)  # probability of zero LOA for a clip; its text alone conditions
-
-
-def drop_loa(loa: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
-    """LOA (B, L, D), that of some clips zero; draws nothing where the probability is 0."""
-    if probability == 0.0:
-        return loa
-    draws = draw_rows(lambda n: torch.rand(n, 1, 1, device=loa.device, generator=generator), len(loa))
-    return loa.masked_fill(draws < probability, 0.0)
 
 
 def open_unet(folder: ModelFolder, num_heads: list[int]) -> TUNet:
@@ -149,7 +140,6 @@ class LDMPretraining(Stage):
         conditions = self.encode(batch, features)
         if "grid" in features:
             loa = pool_loa(features["grid"], self.shared.python.choice(self.config.poolings))
-            loa = drop_loa(loa, self.config.loa_dropout if self.training else 0.0, generator)
             conditions["loa"] = Condition.of(loa)
         return {"diffusion": conditional_loss(self, latent, conditions, dropped)}
 

@@ -15,6 +15,7 @@ from audioldm2_pl.models.diffusion import DiffusionConfig
 from audioldm2_pl.pipeline import AudioLDM2
 from audioldm2_pl.seeds import SharedRandom
 from audioldm2_pl.training.conditions import draw_dropped, drop_conditions, encode_conditions
+from audioldm2_pl.training.gpt2 import prompts_of
 from audioldm2_pl.training.ldm import draw_dropped_clips
 from audioldm2_pl.training.run import train
 
@@ -128,6 +129,32 @@ def test_conditions_are_dropped_by_batch_clip_or_each(unit):
     assert rows.mean().item() == pytest.approx(0.3, abs=0.15 if unit == "batch" else 0.02)
     assert (rows.std(2).max() == 0) == (unit == "batch")
     assert torch.equal(rows[:, 0], rows[:, 1]) == (unit != "condition")
+
+
+@pytest.mark.parametrize("unit", ["batch", "sample"])
+def test_one_condition_is_dropped_besides(unit):
+    config = DiffusionConfig(condition_dropout=0.2, dropout_unit=unit, dropout_alone={"t5": 0.3, "clap": 0.5})
+    draws = [draw_dropped(config, ["loa", "t5"], 400, SharedRandom(seed)) for seed in range(100)]
+    assert all(set(dropped) == {"loa", "t5"} for dropped in draws)
+    loa, text = (torch.cat([dropped[name] for dropped in draws]).float() for name in ("loa", "t5"))
+    assert (text >= loa).all() and text[loa == 0].mean().item() == pytest.approx(0.3, abs=0.02)
+    without = [draw_dropped(replace(config, dropout_alone={}), ["loa"], 400, SharedRandom(seed)) for seed in range(100)]
+    assert torch.equal(loa, torch.cat([dropped["loa"] for dropped in without]).float())
+
+
+def test_gpt2_learns_to_go_on_without_a_text(smoke_run):
+    """With every clip's conditions dropped, GPT-2 reads the empty ones in training and the clip's in validation."""
+    stage = stage_of(smoke_run, "gpt2")
+    batch = {"text": ["a bell", "rain"], "transcript": ["", ""]}
+    with torch.no_grad():
+        encoded = encode_conditions(stage.conditioners, batch)
+        stage.loa_generator.condition_dropout = 1.0
+        for prompt, name in zip(prompts_of(stage.train(), encoded), stage.loa_generator.conditions):
+            empty = stage.conditioners[name].empty()
+            for row in range(2):
+                assert torch.equal(prompt.embedding[row][prompt.mask[row]], empty.embedding[empty.mask])
+        read = prompts_of(stage.eval(), encoded)
+    assert all(torch.equal(a.embedding, encoded[n].embedding) for a, n in zip(read, stage.loa_generator.conditions))
 
 
 @pytest.mark.parametrize("unit", ["batch", "sample", "condition"])
