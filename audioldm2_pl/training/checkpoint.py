@@ -12,12 +12,13 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from audioldm2_pl.atomic import written_whole
+from audioldm2_pl.config import ExperimentConfig, to_plain
 from audioldm2_pl.errors import Interrupted, UserError, reason_of
 from audioldm2_pl.training.interruption import Interruption
 from audioldm2_pl.training.stage import Stage
 
 Changes = dict[str, list[Any]]  # dotted key -> [value before, value now]
-MAPPINGS = ("learning_rates", "loss_weights")  # fields whose keys the user chooses
+MAPPINGS = ("learning_rates", "loss_weights", "dropout_alone")  # fields whose keys the user chooses
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -103,7 +104,7 @@ def check_resumable(checkpoint: dict[str, Any], path: Path, stage: Stage, recipe
 
     Raises UserError where it cannot.
     """
-    changes = changed_settings(checkpoint["callbacks"].get("Resumable", {}).get("recipe", {}), recipe)
+    changes = changed_settings(stage.name, checkpoint["callbacks"].get("Resumable", {}).get("recipe", {}), recipe)
     saved, own = checkpoint["state_dict"], stage.state_dict()
     sizes = [{name: list(tensor.shape) for name, tensor in weights.items()} for weights in (saved, own)]
     others = [name for name in {**saved, **own} if sizes[0].get(name) != sizes[1].get(name)]
@@ -122,13 +123,24 @@ def check_resumable(checkpoint: dict[str, Any], path: Path, stage: Stage, recipe
     return changes
 
 
-def changed_settings(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Changes:
-    """What differs between two recipes. A field that one of them lacks is of another version of this program."""
+def changed_settings(name: str, before: dict[str, Any], now: dict[str, Any]) -> Changes:
+    """What differs between two recipes of a stage.
+
+    A field that the earlier one lacks is of a later version of this program: it had the default. What the later one
+    lacks says nothing any more.
+    """
+    defaults = to_plain(ExperimentConfig())
+    return changed_fields(before, now, {**defaults, "training": defaults["training"][name]})
+
+
+def changed_fields(before: dict[str, Any], now: dict[str, Any], defaults: Any, prefix: str = "") -> Changes:
     changes: Changes = {}
-    for key in (key for key in before if key in now):
-        old, new = before[key], now[key]
+    for key, new in now.items():
+        default = defaults.get(key, new) if isinstance(defaults, dict) and prefix else new
+        old = before.get(key, default)
         if isinstance(old, dict) and isinstance(new, dict) and key not in MAPPINGS:
-            changes |= changed_settings(old, new, f"{prefix}{key}.")
+            below = defaults.get(key) if isinstance(defaults, dict) else None
+            changes |= changed_fields(old, new, below, f"{prefix}{key}.")
         elif old != new:
             changes[prefix + key] = [old, new]
     return changes

@@ -89,7 +89,7 @@ def is_finished(experiment: ExperimentConfig, name: str, folder: ModelFolder) ->
     if not record:
         return False
     try:
-        changes = changed_settings(record.get("recipe", {}), recipe(experiment, name))
+        changes = changed_settings(name, record.get("recipe", {}), recipe(experiment, name))
     except UserError:  # the shards may have gone since
         changes = {}
     line = f"{name}: finished"

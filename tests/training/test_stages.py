@@ -3,6 +3,7 @@
 import gc
 import itertools
 import shutil
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,7 +157,17 @@ def test_sampling_is_part_of_the_recipe_only_where_a_stage_samples(smoke, smoke_
     # a record of an earlier version, which had these settings under `diffusion`
     before = {**now, "diffusion": {**now["diffusion"], "num_steps": 9, "eta": 1.0}}
     del before["sampling"]
-    assert changed_settings(before, now) == {}
+    assert changed_settings("decoder", before, now) == {}
+
+
+def test_a_field_that_a_record_lacks_had_its_default(smoke):
+    now = recipe(smoke("diffusion.dropout_alone={t5: 0.1}", "training.ldm.accumulate_batches=2"), "ldm")
+    before = deepcopy(now)
+    for key in ("dropout_alone", "keep_first_batch"):
+        del before["diffusion"][key]
+    del before["training"]["accumulate_batches"]
+    changes = changed_settings("ldm", before, now)
+    assert changes == {"diffusion.dropout_alone": [{}, {"t5": 0.1}], "training.accumulate_batches": [1, 2]}
 
 
 def test_a_stage_trained_anew_begins_from_what_it_first_began_from(smoke, smoke_run, tmp_path, capsys):
