@@ -49,7 +49,9 @@ class Generation:
     prompt: str = bounded(MISSING, help="what to generate")
     negative_prompt: str = bounded("", help="what guidance moves away from")
     transcript: str | None = bounded(
-        None, aliases=("transcripts",), help="what a speech model speaks; the prompt then describes the voice"
+        None,
+        aliases=("transcripts",),
+        help="what a speech model speaks, of any length; the prompt then describes the voice",
     )
     image: str | None = bounded(None, unit="file", help="a picture (PNG, JPEG, WebP) of what is to be heard")
     video: str | None = bounded(None, unit="file", help="a video of what is to be heard, of which 16 frames are seen")

@@ -31,6 +31,7 @@ from audioldm2_pl.models.vae import latent_of, log_mel_of
 from audioldm2_pl.models.vocoder import audio_of, vocode
 from audioldm2_pl.recording import Recording, check_editable, edit_recording
 from audioldm2_pl.seeds import seed_of
+from audioldm2_pl.transcripts import parts_of_all, speak_all
 from audioldm2_pl.windows import generate_by_windows, lengths, needs_windows
 
 VOCODERS = ("folder", "griffin-lim")  # what makes waveforms of log-mels
@@ -177,6 +178,8 @@ class AudioLDM2:
         is not given. Of several `candidates` per prompt the one is returned that CLAP finds nearest to it. `loa`
         (B, L, D) replaces GPT-2's. `edit` keeps some of a source. `progress` is called with (step, number of steps).
         Sounds longer than `window_seconds` are made by windows, and so are those whose prompt changes (`prompt_at`).
+        A transcript that does not fit into one is spoken part by part, as long as it takes where no `seconds` are
+        given; waveforms of several lengths end in zeros.
 
         Warns of what is not read of a text. Raises UserError on an empty prompt, an unknown setting or one out of its
         range, lengths that differ, and a waveform that is not finite.
@@ -186,10 +189,14 @@ class AudioLDM2:
         clips = generation.requests_of(requests, asked, empty_prompts=not self.needs_prompt)
         sampling = replace(sampling or self.sampling, **how)
         check_sampling(sampling, self.scheduler.config.num_train_timesteps)
-        check_readable(self, clips, loa, edit)
+        one_window = loa is not None or edit is not NO_EDIT
+        parts = [[clip] for clip in clips] if one_window else parts_of_all(self, clips, sampling)
+        check_readable(self, [request for of_clip in parts for request in of_clip], loa, edit)
+        if max(map(len, parts)) > 1:
+            return speak_all(self, parts, sampling, progress)
         num_latent_frames, num_samples = lengths(self, clips, edit)
         by_windows = needs_windows(self, clips, sampling, num_latent_frames)
-        if by_windows and (loa is not None or edit is not NO_EDIT):
+        if by_windows and one_window:
             raise UserError("loa and edit are for sounds of one window; leave them out, or ask for a shorter sound")
         size = max(1, MAX_BATCH // sampling.candidates)  # prompts whose candidates make one batch
         starts = range(0, len(clips), size)

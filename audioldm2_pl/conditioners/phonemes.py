@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -197,8 +197,8 @@ class PhonemeEncoder(nn.Module):
         return self.model.config.hidden_size
 
     def encode(self, inputs: Mapping[str, Any]) -> Condition:
-        """(B, L, D) of the transcripts."""
-        return self(inputs["transcript"])
+        """(B, L, D) of the transcripts, or of the phonemes that were made of them already."""
+        return self.vectors(inputs["phonemes"]) if "phonemes" in inputs else self(inputs["transcript"])
 
     def empty(self) -> Condition:
         """Of no transcript, (1, L, D)."""
@@ -207,25 +207,36 @@ class PhonemeEncoder(nn.Module):
     def parts(self) -> dict[str, Any]:
         return dict(zip(self.subfolders, (self.model, self.tokenizer)))
 
-    def tokens(self, transcripts: Sequence[str]) -> torch.Tensor:
+    @property
+    def phonemize(self) -> Callable[[str], str]:
+        """Transcript => phonemes, for the data workers."""
+        return partial(phonemes_of, language=self.language)
+
+    def tokens(self, phonemes: Sequence[str]) -> torch.Tensor:
         """Symbol numbers (B, L): the phonemes, the stop symbol, then padding."""
         rows = []
-        for transcript in transcripts:
-            symbols = phonemes_of(transcript, self.language)
+        for symbols in phonemes:
             known = [self.tokenizer.encoder[symbol] for symbol in symbols if symbol in SYMBOLS]
             row = [*known[: self.max_length - 1], self.tokenizer.encoder[STOP]]
             rows.append(row + [0] * (self.max_length - len(row)))
         return torch.tensor(rows, device=self.model.device)
 
+    def num_phonemes(self, transcript: str) -> int:
+        """Symbols of a transcript, without the stop symbol."""
+        return sum(symbol in SYMBOLS for symbol in self.phonemize(transcript))
+
     def unread(self, transcript: str) -> list[str]:
         """A line for what is cut off, and one for characters that are not spoken."""
-        symbols = [symbol for symbol in phonemes_of(transcript, self.language) if symbol in SYMBOLS]
         letters = [c for c in transcript if not c.isspace() and not unicodedata.combining(c)]
         unknown = [c for c in letters if not clean(c, self.language)]
-        return lines_of("the phoneme encoder", len(symbols) + 1, self.max_length, unknown)
+        return lines_of("the phoneme encoder", self.num_phonemes(transcript) + 1, self.max_length, unknown)
 
     def forward(self, transcripts: Sequence[str]) -> Condition:
-        tokens = self.tokens(transcripts)
+        return self.vectors([self.phonemize(transcript) for transcript in transcripts])
+
+    def vectors(self, phonemes: Sequence[str]) -> Condition:
+        """Strings of symbols => (B, L, D)."""
+        tokens = self.tokens(phonemes)
         mask = tokens != 0  # (B, L)
         output = self.model.text_encoder(
             input_ids=tokens, attention_mask=mask.long(), padding_mask=mask.unsqueeze(-1).to(self.model.dtype)

@@ -5,13 +5,13 @@ those of validation begin with "test/".
 
 Of precomputed clips (see `encoded`) "features", name -> (B, ...), replace the waveform; a stage that caches every
 clip's features itself gets neither. A stage that asks for pictures also gets "image", a list of uint8 (H, W, 3), and
-"image_id" (B,), equal for clips of the same pictures. `format` says what a folder of shards holds, `stream` in which
-order it is read.
+"image_id" (B,), equal for clips of the same pictures; one that speaks "phonemes", which the data workers make.
+`format` says what a folder of shards holds, `stream` in which order it is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,7 @@ class AudioShards(L.LightningDataModule):
         self.test_quarantine: Quarantine | None = None
         self.cached: Container[str] = ()  # ids of training clips whose sound the stage does not need
         self.images = False  # whether the stage reads the clips' pictures
+        self.phonemize: Callable[[str], str] | None = None  # the stage reads "phonemes" of transcripts, made by this
         self.start = 0  # position of the next clip
         self.batches = 0  # that were trained on before it
 
@@ -114,7 +115,9 @@ class AudioShards(L.LightningDataModule):
     def clip_stream(self, **fields: Any) -> ClipStream:
         """The clips of training in storage order, each once, unless `fields` of `ClipStream` say otherwise."""
         own = {"folders": self.train, "quarantine": self.quarantine, "start": None, "weights": self.data.weights}
-        own |= {name: getattr(self, name) for name in ("audio", "num_samples", "seed", "batch_size", "images")}
+        own |= {
+            name: getattr(self, name) for name in ("audio", "num_samples", "seed", "batch_size", "images", "phonemize")
+        }
         return ClipStream(**own | fields)
 
     def loader(self, stream: ClipStream) -> DataLoader:

@@ -9,7 +9,7 @@ validation, too, and where the clips do not fill the ranks' last step, the first
 from __future__ import annotations
 
 import signal
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice, zip_longest
 from typing import Any
@@ -51,6 +51,7 @@ class ClipStream(IterableDataset):
     quarantine: Quarantine = None  # type: ignore[assignment]  # None: one of its own
     without_sound: Container[str] = ()  # ids of clips that come without their sound
     images: bool = False  # whether a picture comes along, one of the clip's at random
+    phonemize: Callable[[str], str] | None = None  # transcript => "phonemes" that come along
     validation: bool = False
 
     def __post_init__(self) -> None:
@@ -147,12 +148,9 @@ class ClipStream(IterableDataset):
             if "images" not in clip:
                 raise ValueError("it has no picture, a png or jpg member")
             sound |= {"image": clip["images"][rng.integers(len(clip["images"]))], "image_id": clip["image_id"]}
-        return {
-            **sound,
-            "text": captions[caption],
-            "transcript": clip.get("transcript", ""),
-            "key": clip["key"],
-        }
+        transcript = clip.get("transcript", "")
+        spoken = {} if self.phonemize is None else {"phonemes": self.phonemize(transcript)}
+        return {**sound, **spoken, "text": captions[caption], "transcript": transcript, "key": clip["key"]}
 
     def cut(self, waveform: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
         """(T,) at `rate` Hz => (num_samples,) at the rate and level of the audio config."""
@@ -181,7 +179,8 @@ def collate(clips: list[dict[str, Any]]) -> dict[str, Any]:
     """
     if "error" in clips[-1]:
         return clips[-1]
-    batch: dict[str, Any] = {name: [clip[name] for clip in clips] for name in ("text", "transcript", "key", "id")}
+    names = [name for name in ("text", "transcript", "phonemes", "key", "id") if name in clips[0]]
+    batch: dict[str, Any] = {name: [clip[name] for clip in clips] for name in names}
     if "features" in clips[0]:
         batch["features"] = stack_features([clip["features"] for clip in clips])
     elif "waveform" in clips[0]:

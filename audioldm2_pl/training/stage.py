@@ -232,6 +232,8 @@ class Stage(L.LightningModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.needs_images or any(conditioner.reads == "image" for conditioner in self.conditioners.values()):
             data.images = True
+        makers = (getattr(conditioner, "phonemize", None) for conditioner in self.conditioners.values())
+        data.phonemize = next(filter(None, makers), None)
         if self.encoded and data.data.encoded and self.model_folder is not None:
             data.read_encoded(self.encoded, self.stored_texts(), self.model_folder.path)
         elif self.config.cache_features:

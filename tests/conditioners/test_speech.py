@@ -1,6 +1,9 @@
 """Speech: the table of symbols, phonemes, the encoder, and a small speech model trained, saved and opened."""
 
+import itertools
 import json
+import shutil
+from dataclasses import replace
 
 import diffusers
 import numpy as np
@@ -12,6 +15,8 @@ from audioldm2_pl.config import STAGES
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.pipeline import AudioLDM2
+from audioldm2_pl.shards.datamodule import AudioShards
+from audioldm2_pl.training import run
 from audioldm2_pl.training.stage import Stage
 from data.shards import Clip, write_shards
 
@@ -76,7 +81,7 @@ def test_other_languages_keep_their_letters(tmp_path):
         PhonemeConfig(language="fr-fr", hidden_size=8, num_layers=1, ffn_dim=8, max_length=16)
     )
     spoken = [SYMBOLS.index(symbol) for symbol in phonemes_of("Où est l'été ?", "fr-fr") if symbol in SYMBOLS]
-    assert encoder.tokens(["Où est l'été ?"])[0, : len(spoken)].tolist() == spoken
+    assert encoder.tokens([encoder.phonemize("Où est l'été ?")])[0, : len(spoken)].tolist() == spoken
     for part, content in encoder.parts().items():
         content.save_pretrained(tmp_path / part)
     loaded = PhonemeEncoder.open(
@@ -89,7 +94,7 @@ def test_other_languages_keep_their_letters(tmp_path):
 
 def test_encoder_pads_stops_and_cuts():
     encoder = PhonemeEncoder.build(PhonemeConfig(hidden_size=8, num_layers=1, ffn_dim=8, max_length=16))
-    tokens = encoder.tokens(["yes", "a much longer sentence than sixteen symbols"])
+    tokens = encoder.tokens([phonemes_of("yes"), phonemes_of("a much longer sentence than sixteen symbols")])
     spoken = phonemes_of("yes")
     assert tokens[0].tolist() == [*map(SYMBOLS.index, spoken), 182, *[0] * (15 - len(spoken))]
     assert tokens.shape == (2, 16) and tokens[1, -1] == 182 and (tokens[1] != 0).all()
@@ -180,3 +185,57 @@ def test_a_text_models_encoder_is_no_phoneme_encoder(smoke_run, speech_run, tmp_
         ModelFolder(tmp_path / "a", given={"phonemes": str(smoke_run.model_folder)}).take_given()
     ModelFolder(tmp_path / "b", given={"phonemes": str(speech_run.model_folder)}).take_given()
     assert isinstance(ModelFolder(tmp_path / "b").conditioner("phonemes"), PhonemeEncoder)
+
+
+def test_espeak_runs_in_the_data_workers(speech_run):
+    data = AudioShards(replace(speech_run.data, num_workers=1), speech_run.audio, seed=0, batch_size=4)
+    stage = STAGES["gpt2"].build(speech_run, ModelFolder(speech_run.model_folder)).eval()
+    data.phonemize = stage.conditioners["phonemes"].phonemize
+    batch = next(iter(data.train_dataloader()))
+    assert sorted(batch["phonemes"]) == sorted(map(phonemes_of, TRANSCRIPTS))
+    with torch.no_grad():
+        from_transcripts = stage.conditioners["phonemes"](batch["transcript"])
+        phonemes_of.cache_clear()
+        condition = stage.conditioners["phonemes"].encode(batch)
+    assert phonemes_of.cache_info().misses == 0
+    assert torch.equal(condition.embedding, from_transcripts.embedding) and torch.equal(
+        condition.mask, from_transcripts.mask
+    )
+
+
+def test_stages_of_speech_ask_the_workers_for_phonemes(speech_run, tmp_path, monkeypatch):
+    experiment = replace(speech_run, runs=str(tmp_path), stages=["gpt2"])
+    shutil.copytree(speech_run.run_folder, experiment.run_folder)
+    (experiment.run_folder / "stages" / "gpt2.json").unlink()
+    seen = []
+    encode = PhonemeEncoder.encode
+    monkeypatch.setattr(PhonemeEncoder, "encode", lambda self, inputs: seen.append(inputs) or encode(self, inputs))
+    run.train(experiment)
+    batches = [inputs for inputs in seen if "key" in inputs]
+    assert batches and all("phonemes" in batch for batch in batches)
+
+
+def test_a_long_transcript_is_spoken_part_by_part(model, monkeypatch, tmp_path):
+    """Each part reads the phonemes of the one before and its own, and keeps its sound; the seed decides all."""
+    asked = []
+    encode = PhonemeEncoder.encode
+    monkeypatch.setattr(
+        PhonemeEncoder, "encode", lambda self, inputs: asked.append(inputs["transcript"][0]) or encode(self, inputs)
+    )
+    transcript = "Hello there. Rain falls. A bell rings. Wind howls."
+    first = model.generate("", transcript=transcript, num_steps=2, seed=3)
+    spoken = [text for text in asked if text]
+    parts = ["Hello there.", "Rain falls.", "A bell rings.", "Wind howls."]
+    assert spoken == [parts[0], *(f"{a} {b}" for a, b in itertools.pairwise(parts))]
+    assert first.shape[1] > model.audio.num_samples and torch.isfinite(first).all()
+    assert torch.equal(first, model.generate("", transcript=transcript, num_steps=2, seed=3))
+    alone = model.generate(["", ""], transcript=[transcript, "Rain."], num_steps=2, seed=[3, 9])
+    assert torch.equal(alone[:1, : first.shape[1]], first) and not alone[1, model.audio.num_samples :].any()
+    with pytest.warns(UserWarning, match=r"the transcript takes .* s, cut at 3"):
+        assert model.generate("", transcript=transcript, num_steps=2, seconds=3.0).shape[1] == 48_000
+    assert model.generate("", transcript="Hello there.", num_steps=2).shape[1] == model.audio.num_samples
+
+
+def test_no_part_of_a_long_transcript_is_cut(model, recwarn):
+    model.generate("", transcript="Rain falls on the roof. " * 4, num_steps=1)
+    assert not [w for w in recwarn if "cut" in str(w.message)]
