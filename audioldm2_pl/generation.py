@@ -51,7 +51,7 @@ class Generation:
     transcript: str | None = bounded(
         None,
         aliases=("transcripts",),
-        help="what a speech model speaks, of any length; the prompt then describes the voice",
+        help="what a speech model speaks, of any length; the prompt describes the voice",
     )
     image: str | None = bounded(None, unit="file", help="a picture (PNG, JPEG, WebP) of what is to be heard")
     video: str | None = bounded(None, unit="file", help="a video of what is to be heard, of which 16 frames are seen")
