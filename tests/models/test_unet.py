@@ -366,7 +366,10 @@ def assert_same_gradients(ours: Tensor, expected: Tensor, inputs: tuple[Tensor, 
 
 
 def test_autocast_and_compiled_graphs_train():
-    config = SMALL["base"]
+    """Few layers, for compiling them is slow; every kind of layer is among them."""
+    config = replace(
+        SMALL["base"], block_out_channels=[16, 24], attention_levels=[1], num_heads=[2, 3], layers_per_block=1
+    )
     net, given = randomised(TUNet(config, DIMS)), inputs(config)
     expected = net(**given)
     with torch.autocast("cpu", torch.bfloat16):
