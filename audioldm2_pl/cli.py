@@ -232,7 +232,7 @@ def run_generate(args: argparse.Namespace) -> None:
         waveforms = model.generate(requests[start : start + args.batch_size], **sampling)
         for (name, text), waveform in zip(rows, waveforms):
             path = args.output / f"{name}.wav"
-            end = int(waveform.nonzero().max()) + 1 if model.is_speech and waveform.any() else len(waveform)
+            end = int(waveform.nonzero().max()) + 1 if model.reads_transcripts and waveform.any() else len(waveform)
             save_waveform(path, waveform[:end], model.sample_rate)  # zeros follow the shorter ones of transcripts
             print(f"{path}  {text}".rstrip(), flush=True)
 

@@ -25,7 +25,7 @@ def check_readable(model: Any, requests: Sequence[Generation], loa: Tensor | Non
 
     `loa` (B, L, D) is given in GPT-2's place.
     """
-    generation.check_transcripts(requests, model.is_speech)
+    generation.check_transcripts(requests, model.reads_transcripts, model.needs_transcript)
     generation.check_media(requests, model.conditioners.values())
     num_given = (loa is not None) + (edit.loa_prefix is not None or edit.loa_suffix is not None)
     if num_given and not model.uses_loa:

@@ -173,7 +173,8 @@ def check_request(request: Generation, number: int, empty_prompts: bool = False)
         if not isinstance(text, str) or any("\ud800" <= c <= "\udfff" for c in text):
             raise UserError(f"prompt {number} is no text: {text!r}")
     files = {name: path for name in MEDIA if (path := getattr(request, name)) is not None}
-    if not all(text.strip() for text in (request.prompt, *later)) and not empty_prompts and not files:
+    needs_prompt = not (empty_prompts or files or (request.transcript or "").strip())
+    if needs_prompt and not all(text.strip() for text in (request.prompt, *later)):
         raise UserError(f"prompt {number} is empty; write what you want to hear")
     check_fields(request)
     if len(files) > 1:
@@ -183,12 +184,12 @@ def check_request(request: Generation, number: int, empty_prompts: bool = False)
             raise UserError(f"{name} {path}: no such file")
 
 
-def check_transcripts(requests: Sequence[Generation], is_speech: bool) -> None:
-    """UserError where a speech model is given no transcript, or another model is given one."""
+def check_transcripts(requests: Sequence[Generation], reads: bool, needs: bool) -> None:
+    """UserError where a model that only speaks is given no transcript, or one that does not speak is given one."""
     for request in requests:
-        if is_speech and not (request.transcript or "").strip():
+        if needs and not (request.transcript or "").strip():
             raise UserError("this is a speech model; give each prompt a transcript (--transcript), the text to speak")
-        if not is_speech and request.transcript is not None:
+        if not reads and request.transcript is not None:
             raise UserError("this is no speech model; leave the transcript out, or open a speech model")
 
 

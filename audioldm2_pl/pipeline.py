@@ -313,12 +313,19 @@ class AudioLDM2:
     @property
     def needs_prompt(self) -> bool:
         """Whether a prompt may not be empty; of speech it may, as the captions of speech corpora are."""
-        return not self.is_speech and any(conditioner.reads == "text" for conditioner in self.conditioners.values())
+        return not self.needs_transcript and any(
+            conditioner.reads == "text" for conditioner in self.conditioners.values()
+        )
 
     @property
-    def is_speech(self) -> bool:
-        """Whether a request needs a transcript."""
+    def reads_transcripts(self) -> bool:
+        """Whether it speaks what a request's transcript says."""
         return any(conditioner.reads == "transcript" for conditioner in self.conditioners.values())
+
+    @property
+    def needs_transcript(self) -> bool:
+        """Whether it does nothing else: no T5 tells it of other sounds."""
+        return self.reads_transcripts and "t5" not in self.conditioners
 
     @property
     def downsampling(self) -> int:

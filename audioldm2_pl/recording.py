@@ -96,8 +96,8 @@ def check_editable(model: Any, request: Generation, editing: Editing) -> None:
         raise UserError("--seconds and --prompt-at are for generate; an edit has the source's length, or --extend's")
     if editing.vary is not None and (not model.uses_loa or model.audiomae is None):
         raise UserError("--vary needs a model with AudioMAE, whose LOA of the source stands for a text")
-    needs_transcript = model.is_speech and editing.vary is None
-    transcript = " ".join(filter(None, [editing.source_transcript, request.transcript])) if needs_transcript else None
+    takes_transcript = model.reads_transcripts and editing.vary is None
+    transcript = " ".join(filter(None, [editing.source_transcript, request.transcript])) if takes_transcript else None
     check_readable(model, [replace(request, transcript=transcript or request.transcript)])
 
 

@@ -63,7 +63,7 @@ def parts_of_all(model: Any, requests: Sequence[Generation], sampling: Sampling)
     found = []
     for request in requests:
         text, parts = request.transcript or "", [request]
-        if model.is_speech and text.strip() and not request.prompt_at:
+        if model.reads_transcripts and text.strip() and not request.prompt_at:
             parts = [replace(request, transcript=part) for part in parts_of(model, text, sampling)]
         found.append(parts)
     return found

@@ -197,11 +197,11 @@ class PhonemeEncoder(nn.Module):
         return self.model.config.hidden_size
 
     def encode(self, inputs: Mapping[str, Any]) -> Condition:
-        """(B, L, D) of the transcripts, or of the phonemes that were made of them already."""
+        """(B, L, D) of the transcripts, or of the phonemes made of them already; masked where there are none."""
         return self.vectors(inputs["phonemes"]) if "phonemes" in inputs else self(inputs["transcript"])
 
     def empty(self) -> Condition:
-        """Of no transcript, (1, L, D)."""
+        """Of no transcript, (1, L, D), all masked."""
         return self([""])
 
     def parts(self) -> dict[str, Any]:
@@ -213,11 +213,11 @@ class PhonemeEncoder(nn.Module):
         return partial(phonemes_of, language=self.language)
 
     def tokens(self, phonemes: Sequence[str]) -> torch.Tensor:
-        """Symbol numbers (B, L): the phonemes, the stop symbol, then padding."""
+        """Symbol numbers (B, L): the phonemes, the stop symbol, then padding; where nothing is said padding alone."""
         rows = []
         for symbols in phonemes:
             known = [self.tokenizer.encoder[symbol] for symbol in symbols if symbol in SYMBOLS]
-            row = [*known[: self.max_length - 1], self.tokenizer.encoder[STOP]]
+            row = [*known[: self.max_length - 1], self.tokenizer.encoder[STOP]] if known else []
             rows.append(row + [0] * (self.max_length - len(row)))
         return torch.tensor(rows, device=self.model.device)
 

@@ -83,8 +83,8 @@ class LOAGenerator(nn.Module):
     """Conditions => LOA.
 
     Positions are counted over the attention mask, so padding in a batch does not move a prompt's vectors: a prompt
-    has the same LOA alone and beside longer ones. Phonemes are padded to one length in every batch; there padding is
-    counted, as in the authors' code and in the published speech models.
+    has the same LOA alone and beside longer ones. Phonemes are padded to one length in every batch; their padding is
+    counted where there are any.
     """
 
     def __init__(self, gpt2: GPT2LMHeadModel, projection: ConditionProjection, condition_dropout: float = 0.0):
@@ -100,9 +100,9 @@ class LOAGenerator(nn.Module):
     def num_loa_vectors(self) -> int:
         return self.gpt2.config.max_new_tokens
 
-    def positions(self, mask: Tensor) -> Tensor:
-        """(B, N) attention mask => each token's number among the real ones, or for speech among all."""
-        counted = mask if self.projection.num_phonemes is None else torch.ones_like(mask)
+    def positions(self, conditions: list[Condition], num_more: int) -> Tensor:
+        """Each token's number among those that count, of the prefix and `num_more` vectors of LOA, (B, P + L)."""
+        counted = F.pad(self.projection.counted(conditions), (0, num_more), value=1)
         return (counted.cumsum(1) - 1).clamp(min=0)
 
     @property
@@ -120,7 +120,10 @@ class LOAGenerator(nn.Module):
         embeds = torch.cat([prefix.embedding, loa[:, :-1].to(prefix.embedding.dtype)], dim=1)  # (B, P + L - 1, D)
         mask = torch.cat([prefix.mask, prefix.mask.new_ones(loa.shape[0], loa.shape[1] - 1)], dim=1)
         hidden = self.gpt2.transformer(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=self.positions(mask), use_cache=False
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=self.positions(conditions, loa.shape[1] - 1),
+            use_cache=False,
         ).last_hidden_state
         return hidden[:, -loa.shape[1] :]
 
@@ -145,14 +148,15 @@ class LOAGenerator(nn.Module):
             prefix = Condition(torch.cat([prefix.embedding, *given], dim=1), mask)  # (B, P + L', D)
         if num_vectors == 0:
             return given[0]
+        positions = self.positions(conditions, sum(loa.shape[1] for loa in given) + num_vectors - 1)
         plain = not (torch.is_grad_enabled() or self.training or self.gpt2.config.scale_attn_by_inverse_layer_idx)
         if use_cache and plain:
-            return torch.cat([*given, self.generate_cached(prefix, num_vectors)], dim=1)
+            return torch.cat([*given, self.generate_cached(prefix, positions, num_vectors)], dim=1)
         embeds, mask = prefix.embedding, prefix.mask
         cache = DynamicCache(config=self.gpt2.config) if use_cache else None
         vectors: list[Tensor] = []
         for _ in range(num_vectors):
-            position_ids = self.positions(mask)[:, -embeds.shape[1] :]
+            position_ids = positions[:, mask.shape[1] - embeds.shape[1] : mask.shape[1]]
             output = self.gpt2.transformer(
                 inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids,
                 past_key_values=cache, use_cache=use_cache,
@@ -162,12 +166,14 @@ class LOAGenerator(nn.Module):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         return torch.cat([*given, *vectors], dim=1)
 
-    def generate_cached(self, prefix: Condition, num_vectors: int) -> Tensor:
-        """`generate` without gradients or dropout, (B, L, D): all keys and values are allocated once, and one mask."""
+    def generate_cached(self, prefix: Condition, positions: Tensor, num_vectors: int) -> Tensor:
+        """`generate` without gradients or dropout, (B, L, D): all keys and values are allocated once, and one mask.
+
+        `positions` (B, P + L - 1).
+        """
         gpt2: Any = self.gpt2.transformer
         start, stop = prefix.mask.shape[1], prefix.mask.shape[1] + num_vectors - 1
         mask = F.pad(prefix.mask, (0, num_vectors - 1), value=1)  # (B, P + L - 1)
-        positions = self.positions(mask)
         cache = DynamicCache(config=self.gpt2.config)
         hidden = gpt2(
             inputs_embeds=prefix.embedding, attention_mask=prefix.mask, position_ids=positions[:, :start],

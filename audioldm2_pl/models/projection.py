@@ -80,6 +80,19 @@ class ConditionProjection(nn.Module):
             masks += [present, mask, present]
         return Condition(torch.cat(embeddings, dim=1), torch.cat(masks, dim=1))
 
+    def counted(self, conditions: Sequence[Condition]) -> torch.Tensor:
+        """Conditions (B, L, channels) => which of the prefix's vectors count as positions, (B, P).
+
+        Those that are real, and the padding of phonemes, as in the authors' code and in the published speech models.
+        """
+        masks = []
+        for name, condition in zip(self.condition_widths, conditions):
+            mask = condition.mask.long()
+            present = mask.amax(1, keepdim=True)  # (B, 1)
+            inner = present.expand_as(mask) if name == "phonemes" and self.num_phonemes is not None else mask
+            masks += [present, inner, present]
+        return torch.cat(masks, dim=1)
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes weights and config.json as diffusers does, and the conditions' names beside them."""
         folder = Path(folder)

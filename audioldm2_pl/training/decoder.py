@@ -163,7 +163,7 @@ class DecoderFinetuning(Stage):
             requests = [
                 Generation(
                     batch["text"][row],
-                    transcript=batch["transcript"][row] if model.is_speech else None,
+                    transcript=batch["transcript"][row] or None if model.reads_transcripts else None,
                     seed=seed_of(seeds[row], "sample"),
                 )
                 for row in rows

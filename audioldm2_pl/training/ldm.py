@@ -165,7 +165,9 @@ def generate_previews(model: AudioLDM2, batch: dict[str, Any], experiment: Any, 
     """
     requests = [
         Generation(
-            prompt=text, transcript=transcript if model.is_speech else None, seed=seed_of(experiment.seed, "samples", i)
+            prompt=text,
+            transcript=transcript or None if model.reads_transcripts else None,
+            seed=seed_of(experiment.seed, "samples", i),
         )
         for i, (text, transcript) in enumerate(zip(batch["text"], batch["transcript"]))
     ]

@@ -66,10 +66,12 @@ class Generator:
 
     def requests(self, clips: Sequence[LabelledClip]) -> list[Generation]:
         """What is asked for: the clips' captions, and of speech their transcripts."""
-        speech = self.model.is_speech
+        speaks = self.model.reads_transcripts
         return [
             Generation(
-                clip.text, transcript=clip.transcript if speech else None, seed=seed_of(self.seed, "report", clip.key)
+                clip.text,
+                transcript=clip.transcript or None if speaks else None,
+                seed=seed_of(self.seed, "report", clip.key),
             )
             for clip in clips
         ]

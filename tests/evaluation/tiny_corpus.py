@@ -59,7 +59,7 @@ def write_split(folder: Path, num_clips: int, seed: int) -> Path:
 class PerfectModel:
     """Stands in for AudioLDM2: gives back the clip that a prompt belongs to."""
 
-    sample_rate, is_speech = AUDIO.sample_rate, False
+    sample_rate, reads_transcripts = AUDIO.sample_rate, False
 
     def __init__(self, split: Path):
         self.clips = {clip.text: torch.from_numpy(clip.waveform) for clip in read_clips(split, AUDIO)}

@@ -100,10 +100,30 @@ def test_any_number_of_conditions(names, tmp_path):
 
 
 def test_mask_and_positions_of_a_padded_prefix(generator):
-    mask = generator.prefix(conditions(2, 4)).mask
+    given = conditions(2, 4)
+    mask, positions = generator.prefix(given).mask, generator.positions(given, 2)
     assert mask.tolist() == [[1, 1, 1, 1, 1, 1, 0, 0, 1], [1] * 9]
-    assert generator.positions(mask)[0][mask[0] == 1].tolist() == list(range(7))
-    assert generator.positions(mask)[1].tolist() == list(range(9))
+    assert positions[0, :9][mask[0] == 1].tolist() == list(range(7)) and positions[0, 9:].tolist() == [7, 8]
+    assert positions[1].tolist() == list(range(11))
+
+
+def test_phonemes_that_are_absent_leave_no_trace(generator):
+    """Beside captions: a clip without a transcript has the LOA that GPT-2 generates without the condition."""
+    projection = ConditionProjection({"clap": CLAP_DIM, "t5": T5_DIM, "phonemes": 8}, 32, num_phonemes=6)
+    projection.load_state_dict(generator.projection.state_dict(), strict=False)
+    torch.nn.init.normal_(projection.learnable_positional_embedding)
+    projection.eos_embed_2 = projection.eos_embed_1  # the last EOS asks for the first vector, read by others or not
+    speaking = LOAGenerator(generator.gpt2, projection).eval()
+    given = conditions(2, 4)
+    phonemes = Condition(torch.randn(2, 6, 8), torch.tensor([[False] * 6, [True] * 3 + [False] * 3]))
+    with torch.no_grad():
+        without, spoken = generator.generate(given), speaking.generate([*given, phonemes])
+        torch.testing.assert_close(spoken[0], without[0], atol=1e-5, rtol=0)
+        assert not torch.allclose(spoken[1], without[1], atol=1e-2)
+        slow = speaking.generate([*given, phonemes], use_cache=False)
+        forced = speaking.teacher_forced([*given, phonemes], spoken)
+    torch.testing.assert_close(slow, spoken, atol=1e-5, rtol=0)
+    torch.testing.assert_close(forced, spoken, atol=1e-5, rtol=0)
 
 
 def test_a_vector_sees_only_those_before_it(generator):

@@ -70,7 +70,13 @@ def test_every_list_of_conditions_trains_and_generates(name, smoke, smoke_run, t
     assert folder.opens_in_diffusers == (name in STOCK)
     assert folder.has("language_model") == folder.has("audiomae") == bool(gpt2)
     model = AudioLDM2.from_pretrained(experiment.model_folder)
-    transcript = {"transcript": "Hello."} if "phonemes" in gpt2 else {}
+    needed = model.needs_transcript  # beside T5, which tells of other sounds, speech is optional
+    assert model.reads_transcripts == ("phonemes" in gpt2) and needed == (model.reads_transcripts and "t5" not in gpt2)
+    transcript = {"transcript": "Hello."} if needed else {}
+    if model.reads_transcripts and not needed:
+        spoken, silent = model.generate(["", "a bell"], transcript=["Hello.", None], num_steps=2, seed=[1, 1])
+        torch.testing.assert_close(silent, model.generate("a bell", num_steps=2, seed=1)[0], atol=1e-3, rtol=0)
+        assert not torch.equal(spoken, silent)
     waveform = model.generate("a bell rings", num_steps=2, seed=1, **transcript)
     assert waveform.shape == (1, 40_960) and waveform.isfinite().all()
     assert torch.equal(waveform, model.generate("a bell rings", num_steps=2, seed=1, **transcript))
