@@ -42,7 +42,8 @@ def encode_requests(model: Any, requests: Sequence[Generation], sampling: Sampli
     texts = [r.prompt for r in requests], [r.transcript or "" for r in requests]
     conditions = model.encode_conditions(*texts, read_media(requests, model.audio))
     if model.uses_loa:
-        given = model.generate_loa(conditions, edit.loa_prefix) if loa is None else loa.to(model.device)
+        speaks = bool(requests[0].transcript)
+        given = model.generate_loa(conditions, edit.loa_prefix, speaks) if loa is None else loa.to(model.device)
         if edit.loa_suffix is not None:
             suffix = edit.loa_suffix.to(given).expand(len(given), -1, -1)
             given = torch.cat([given[:, : given.shape[1] - suffix.shape[1]], suffix], dim=1)

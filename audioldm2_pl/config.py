@@ -24,7 +24,7 @@ from audioldm2_pl.experiment_file import read_yaml, value_of
 from audioldm2_pl.fields import bounded, check_fields, nearest
 from audioldm2_pl.generation import Sampling
 from audioldm2_pl.models.adapters import AdapterConfig
-from audioldm2_pl.models.audiomae import AudioMAEConfig, num_loa_vectors
+from audioldm2_pl.models.audiomae import AudioMAEConfig, loa_lengths, pooling_of
 from audioldm2_pl.models.diffusion import DiffusionConfig
 from audioldm2_pl.models.gpt2 import LOAGPT2Config
 from audioldm2_pl.models.unet import TUNetConfig
@@ -223,7 +223,7 @@ class ExperimentConfig:
     def check_positions(self) -> None:
         """Raises UserError where the longest prefix and LOA do not fit into GPT-2's positions."""
         prefix = sum(getattr(self.conditioners, name).num_tokens + 2 for name in self.gpt2.conditions)
-        needed = prefix + num_loa_vectors(self.audiomae) - 1
+        needed = prefix + max(loa_lengths(self.audiomae)) - 1
         if needed > self.gpt2.sizes[1]:
             raise UserError(
                 f"gpt2.num_positions={self.gpt2.sizes[1]}, but conditions and LOA take up to {needed}; raise it, or "
@@ -235,6 +235,7 @@ class ExperimentConfig:
         rows, columns = (n // self.audiomae.patch_size for n in (self.audiomae.num_frames, self.audiomae.num_bins))
         for key, poolings in (
             ("audiomae.pooling", [self.audiomae.pooling]),
+            ("audiomae.speech_pooling", [pooling_of(self.audiomae, True)]),
             ("training.ldm.poolings", self.training.ldm.poolings),
         ):
             if undivided := [pooling for pooling in poolings if rows % pooling or columns % min(pooling, columns)]:

@@ -170,7 +170,8 @@ def describe(experiment: ExperimentConfig) -> str:
         f"latent          {experiment.unet.in_channels} × {experiment.unet.sample_size} × {latent_bins}",
         f"fbank           {mae.num_frames} frames × {mae.num_bins} bins: {rows} × {columns} patches × {mae.embed_dim}",
         "LOA             " + ", ".join(f"λ={k}: {num_loa_vectors(mae, k)}" for k in (1, 2, 4, 8) if rows >= k)
-        + f" vectors; generation takes λ={mae.pooling}",
+        + f" vectors; generation takes λ={mae.pooling}"
+        + ("" if mae.speech_pooling is None else f", of speech λ={mae.speech_pooling}"),
         "",
         "# parameters",
     ]  # fmt: skip

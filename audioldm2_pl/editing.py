@@ -47,7 +47,7 @@ class Edit:
         if self.latent is None and (self.keep is not None or self.start_timestep is not None):
             raise UserError("an edit with keep or start_timestep needs the source's latent")
 
-    def rows(self, index: Tensor | slice) -> Edit:
+    def rows(self, index: Tensor | slice | list[int]) -> Edit:
         """The edit of the clips at `index` (N,); its latent is (N, C, H, W)."""
 
         def take(values: Tensor | None) -> Tensor | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from audioldm2_pl import generation
 from audioldm2_pl.audio import Fbank, LogMel, griffin_lim
+from audioldm2_pl.candidates import best_of
 from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.conditioning import check_finite, check_readable, encode_requests
 from audioldm2_pl.editing import NO_EDIT, Edit
@@ -23,6 +24,7 @@ from audioldm2_pl.generation import Editing, Generation, Sampling, check_samplin
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.hub.parts import find_model
 from audioldm2_pl.models.adapters import load_adapter
+from audioldm2_pl.models.audiomae import pooling_to
 from audioldm2_pl.models.diffusion import Progress, draw_noise, part_of, sample
 from audioldm2_pl.models.gpt2 import LOAGenerator
 from audioldm2_pl.models.guidance import UNetInputs, predictor
@@ -31,7 +33,7 @@ from audioldm2_pl.models.vae import latent_of, log_mel_of
 from audioldm2_pl.models.vocoder import audio_of, vocode
 from audioldm2_pl.recording import Recording, check_editable, edit_recording
 from audioldm2_pl.seeds import seed_of
-from audioldm2_pl.transcripts import parts_of_all, speak_all
+from audioldm2_pl.transcripts import by_task, padded_in_order, parts_of_all, speak_all
 from audioldm2_pl.windows import generate_by_windows, lengths, needs_windows
 
 VOCODERS = ("folder", "griffin-lim")  # what makes waveforms of log-mels
@@ -130,14 +132,15 @@ class AudioLDM2:
         inputs = {"text": list(prompts), "transcript": list(transcripts or [""] * len(prompts)), **(media or {})}
         return {name: c.encode(inputs).to(self.device, self.dtype) for name, c in self.conditioners.items()}
 
-    def generate_loa(self, conditions: Mapping[str, Condition], loa_prefix: Tensor | None = None) -> Tensor:
-        """Conditions => LOA (B, L, D) that GPT-2 generates, after `loa_prefix` (B or 1, L', D) where there is one."""
+    def generate_loa(self, conditions: Mapping[str, Condition], loa_prefix: Tensor | None = None,
+                     speaks: bool = False) -> Tensor:  # fmt: skip
+        """Conditions => LOA (B, L, D) of sounds or of speech, after `loa_prefix` (B or 1, L', D) where there is one."""
         if self.loa_generator is None:
             raise UserError("this model has no GPT-2; give it LOA")
         read = [conditions[name] for name in self.loa_generator.conditions]
         if loa_prefix is not None:
             loa_prefix = loa_prefix.expand(len(read[0]), -1, -1)
-        return self.loa_generator.generate(read, loa_prefix=loa_prefix)
+        return self.loa_generator.generate(read, self.loa_generator.num_vectors(speaks), loa_prefix=loa_prefix)
 
     def sample_latent(self, inputs: UNetInputs, num_latent_frames: int, seeds: Sequence[int], sampling: Sampling,
                       edit: Edit = NO_EDIT, progress: Progress | None = None) -> Tensor:  # fmt: skip
@@ -177,18 +180,18 @@ class AudioLDM2:
         Generation's also a list, one for each. One `seed` counts up. `sampling` is as the model was measured where it
         is not given. Of several `candidates` per prompt the one is returned that CLAP finds nearest to it. `loa`
         (B, L, D) replaces GPT-2's. `edit` keeps some of a source. `progress` is called with (step, number of steps).
-        Sounds longer than `window_seconds` are made by windows, and so are those whose prompt changes (`prompt_at`).
-        A transcript that does not fit into one is spoken part by part, as long as it takes where no `seconds` are
-        given; waveforms of several lengths end in zeros.
-
-        Warns of what is not read of a text. Raises UserError on an empty prompt, an unknown setting or one out of its
-        range, lengths that differ, and a waveform that is not finite.
+        Sounds longer than `window_seconds` are made by windows, as are those whose prompt changes (`prompt_at`), and
+        long transcripts part by part; shorter waveforms of a batch end in zeros. Warns of what is not read of a text.
+        Raises UserError on bad settings and a waveform that is not finite.
         """
         given = {name: value for name, value in values.items() if value is not None}
         asked, how = generation.by_name(given, Generation, Sampling)
         clips = generation.requests_of(requests, asked, empty_prompts=not self.needs_prompt)
         sampling = replace(sampling or self.sampling, **how)
         check_sampling(sampling, self.scheduler.config.num_train_timesteps)
+        if loa is None and len(tasks := by_task(self, clips)) > 1:
+            made = [self.generate([clips[i] for i in rows], sampling=sampling, edit=edit.rows(rows)) for rows in tasks]
+            return padded_in_order(tasks, made)
         one_window = loa is not None or edit is not NO_EDIT
         parts = [[clip] for clip in clips] if one_window else parts_of_all(self, clips, sampling)
         check_readable(self, [request for of_clip in parts for request in of_clip], loa, edit)
@@ -241,7 +244,7 @@ class AudioLDM2:
         """Requests => latents (B, C, H, W) and waveforms (B, T) of the best candidates, on the CPU."""
         latent = self.generate_latent(requests, sampling, edit, loa, progress)
         waveform = torch.cat([self.vocode(self.decode_mel(part)).float().cpu() for part in latent.split(MAX_BATCH)])
-        chosen = self.best_of(waveform, requests)
+        chosen = best_of(self, waveform, requests)
         return latent.cpu()[chosen], waveform[chosen]
 
     def generate_latent(self, requests: Sequence[Generation], sampling: Sampling, edit: Edit = NO_EDIT,
@@ -262,33 +265,27 @@ class AudioLDM2:
             ))  # fmt: skip
         return torch.cat(latents)
 
-    def best_of(self, waveforms: Tensor, requests: Sequence[Generation]) -> Tensor:
-        """Candidates (B · candidates, T) => the index (B,) of each request's that CLAP finds nearest to its prompt."""
-        check_finite(waveforms, "the waveform", "the weights in vae/ or vocoder/ are damaged")
-        count = len(waveforms) // len(requests)
-        first = torch.arange(len(requests)) * count
-        if count == 1:
-            return first
-        tries = waveforms.split(count)
-        return first + torch.stack([self.similarity(t, r.prompt).argmax() for t, r in zip(tries, requests)])
-
     @torch.inference_mode()
     def reconstruct(self, waveform: Tensor) -> Tensor:
         """Waveform (B, T) through VAE and vocoder and back, (B, T)."""
-        num_samples = waveform.shape[1]
-        padded = nn.functional.pad(waveform, (0, -num_samples % self.unit))
-        return self.vocode(self.decode_mel(self.encode_latent(padded)))[:, :num_samples].float().cpu()
+        padded = nn.functional.pad(waveform, (0, -waveform.shape[1] % self.unit))
+        return self.vocode(self.decode_mel(self.encode_latent(padded)))[:, : waveform.shape[1]].float().cpu()
 
     def encode_latent(self, waveform: Tensor, sample: bool = False) -> Tensor:
         """Waveforms (B, H · unit) => the VAE's latent (B, C, H, W): its mode, or a draw from the posterior."""
         return latent_of(self.vae, self.log_mel(waveform.to(self.device)).to(self.dtype), sample=sample)
 
     @torch.inference_mode()
-    def loa_of(self, waveform: Tensor) -> Tensor:
-        """AudioMAE's LOA (B, L, D) of whole clips (B, T). Raises UserError for a model without AudioMAE."""
+    def loa_of(self, waveform: Tensor, speaks: bool = False) -> Tensor:
+        """AudioMAE's LOA (B, L, D) of whole clips (B, T), or of speech. UserError for a model without AudioMAE."""
         if self.audiomae is None:
             raise UserError("this model folder has no audiomae/; LOA of sound needs it")
-        return self.audiomae.loa(self.fbank(waveform.to(self.device)))
+        return self.audiomae.loa(self.fbank(waveform.to(self.device)), self.pooling(speaks))
+
+    def pooling(self, speaks: bool) -> int:
+        """λ of the LOA that GPT-2 generates of sounds or of speech, else AudioMAE's own."""
+        gpt2 = self.loa_generator
+        return pooling_to(self.audiomae.config, gpt2 and gpt2.num_vectors(speaks))  # type: ignore[union-attr]
 
     @torch.inference_mode()
     def similarity(self, waveform: Tensor, text: str) -> Tensor:

@@ -118,3 +118,18 @@ def speak_all(model: Any, parts: Sequence[Sequence[Generation]], sampling: Sampl
         speak(model, requests, sampling, part_of(progress, number, len(parts))) for number, requests in enumerate(parts)
     ]
     return pad_sequence(sounds, batch_first=True)
+
+
+def by_task(model: Any, requests: Sequence[Generation]) -> list[list[int]]:
+    """The requests in groups whose LOA has one length: without and with a transcript, or all of them."""
+    generator = model.loa_generator
+    if generator is None or generator.num_vectors(True) == generator.num_vectors(False):
+        return [list(range(len(requests)))]
+    groups = [[i for i, request in enumerate(requests) if bool(request.transcript) == said] for said in (False, True)]
+    return [group for group in groups if group]
+
+
+def padded_in_order(groups: Sequence[Sequence[int]], sounds: Sequence[Tensor]) -> Tensor:
+    """Sounds (b, T) of groups of requests => all (B, T) in the requests' order, padded with zeros to the longest."""
+    rows = {row: sound for group, made in zip(groups, sounds) for row, sound in zip(group, made)}
+    return pad_sequence([rows[row] for row in sorted(rows)], batch_first=True)

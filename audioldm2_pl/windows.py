@@ -136,9 +136,10 @@ def fill(model: Any, canvas: Canvas, jobs: Sequence[Job], sampling: Sampling, us
         edit = Edit(source, keep[None, None] if keep.any() else None, mode=use.mode)
         if use.strength is not None:
             edit.start_timestep = start_of(use.strength, sampling.num_steps, num_timesteps, use.mode)
-        loa = model.loa_of(fit(waveform, model.audio.num_samples)) if use.loa == "source" else None
+        speaks = bool(job.requests[0].transcript)
+        loa = model.loa_of(fit(waveform, model.audio.num_samples), speaks) if use.loa == "source" else None
         if use.loa == "context":
-            edit = replace(edit, **loa_of_kept(model, waveform, keep.amin(1) > 0))
+            edit = replace(edit, **loa_of_kept(model, waveform, keep.amin(1) > 0, speaks))
         requests = [replace(r, seed=seed_of(r.seed, number) if number else r.seed, seconds=None) for r in job.requests]
         edit = edit if use.invert is None else use.invert(edit, requests)
         latent, sound = model.render(requests, sampling, edit, loa, part_of(progress, number, len(todo)))
@@ -150,7 +151,7 @@ def fit(waveform: Tensor, num_samples: int) -> Tensor:
     return F.pad(waveform[:, :num_samples], (0, max(0, num_samples - waveform.shape[1])))
 
 
-def loa_of_kept(model: Any, waveform: Tensor, kept: Tensor) -> dict[str, Tensor]:
+def loa_of_kept(model: Any, waveform: Tensor, kept: Tensor, speaks: bool = False) -> dict[str, Tensor]:
     """The LOA of what is kept at the start and the end of a window, as fields of `Edit`.
 
     AudioMAE encodes what is kept of the waveforms (B, T) alone, `kept` (h,) says of which latent frames, repeated where
@@ -166,8 +167,9 @@ def loa_of_kept(model: Any, waveform: Tensor, kept: Tensor) -> dict[str, Tensor]
     heard = torch.empty(len(waveform), num_samples)
     heard[:, samples] = context
     heard[:, ~samples] = context.repeat(1, -(-hole // context.shape[1]))[:, :hole]
-    loa = model.loa_of(heard)  # (B, L, D), time-major
-    rows, columns = (max(1, size // model.audiomae.config.pooling) for size in model.audiomae.grid)
+    loa = model.loa_of(heard, speaks)  # (B, L, D), time-major
+    pooling = model.pooling(speaks)
+    rows, columns = (max(1, size // pooling) for size in model.audiomae.grid)
     shares = samples.float()[: num_samples // rows * rows].view(rows, -1).mean(1)  # kept of each row
     known = (shares >= KEPT_SHARE).int()
     before, after = (int(run.cumprod(0).sum()) * columns for run in (known, known.flip(0)))

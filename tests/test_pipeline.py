@@ -81,7 +81,7 @@ def test_candidates_keep_the_one_nearest_to_the_prompt(model):
 def test_candidates_of_many_prompts_run_together(model, monkeypatch):
     """GPT-2 reads each prompt once, and the T-UNet up to 16 samples at a time, whatever the prompts."""
     prompts, batches = PROMPTS + ["a gong"] * 2, []
-    seen = count_calls(monkeypatch, model.loa_generator, "generate", lambda conditions, **_: len(conditions[0]))
+    seen = count_calls(monkeypatch, model.loa_generator, "generate", lambda conditions, *_, **__: len(conditions[0]))
     count_calls(monkeypatch, model.unet, "forward", lambda latent, *_: len(latent), batches)
     best = model.generate(prompts, num_steps=1, seed=3, candidates=3, guidance_scale=1.0)
     assert best.shape == (6, 40_960) and (sum(seen), batches) == (6, [15, 3])

@@ -42,6 +42,7 @@ class AudioMAEConfig:
         3, ge=1
     )  # encoder blocks averaged for LOA: the last 3 in the authors' code, 16 in the paper
     pooling: int = bounded(8, ge=1, le=4_096)  # λ of generation
+    speech_pooling: int | None = bounded(None, ge=1, le=4_096)  # λ of clips with a transcript; null: as the others
 
     def __post_init__(self) -> None:
         check_fields(self, "audiomae.")
@@ -183,11 +184,27 @@ class AudioMAE(nn.Module):
         return pool_loa(self.features(fbank), pooling or self.config.pooling)
 
 
+def pooling_of(config: AudioMAEConfig, speaks: bool) -> int:
+    """λ of the LOA of a clip with a transcript, or of another."""
+    return (config.speech_pooling if speaks else None) or config.pooling
+
+
 def num_loa_vectors(config: AudioMAEConfig, pooling: int | None = None) -> int:
     """L of a whole clip."""
     pooling = pooling or config.pooling
     num_rows, num_columns = config.num_frames // config.patch_size, config.num_bins // config.patch_size
     return (num_rows // pooling) * (num_columns // min(pooling, num_columns))
+
+
+def pooling_to(config: AudioMAEConfig, num_vectors: int | None) -> int:
+    """λ with which a whole clip has so many vectors of LOA; the config's where none has, or none is given."""
+    poolings = (config.pooling, *range(1, config.num_frames // config.patch_size + 1))
+    return next((k for k in poolings if num_loa_vectors(config, k) == num_vectors), config.pooling)
+
+
+def loa_lengths(config: AudioMAEConfig) -> tuple[int, int]:
+    """L of a whole clip without a transcript, and of one with a transcript."""
+    return num_loa_vectors(config), num_loa_vectors(config, pooling_of(config, True))
 
 
 def init_weights(module: nn.Module) -> None:

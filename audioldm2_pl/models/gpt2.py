@@ -57,8 +57,8 @@ class LOAGPT2Config:
         return width, found.get("n_positions", PUBLISHED_POSITIONS)
 
 
-def build_gpt2(config: LOAGPT2Config, num_loa_vectors: int) -> GPT2LMHeadModel:
-    """GPT-2 with a vocabulary of one word: LOA comes in and goes out as vectors."""
+def build_gpt2(config: LOAGPT2Config, num_loa_vectors: int, num_speech_vectors: int | None = None) -> GPT2LMHeadModel:
+    """GPT-2 with a vocabulary of one word: LOA comes in and goes out as vectors, for speech `num_speech_vectors`."""
     if config.pretrained is not None:
         model = load_pretrained(GPT2LMHeadModel, config.pretrained, dtype=torch.float32)
         if model.config.n_embd != config.hidden_size:
@@ -76,6 +76,8 @@ def build_gpt2(config: LOAGPT2Config, num_loa_vectors: int) -> GPT2LMHeadModel:
         with torch.no_grad():
             model.transformer.wpe.weight.mul_(config.position_std / model.config.initializer_range)
     model.config.max_new_tokens = num_loa_vectors  # where the hub's pipeline looks for the length of LOA
+    if num_speech_vectors not in (None, num_loa_vectors):
+        model.config.num_speech_vectors = num_speech_vectors
     return model
 
 
@@ -99,6 +101,10 @@ class LOAGenerator(nn.Module):
     @property
     def num_loa_vectors(self) -> int:
         return self.gpt2.config.max_new_tokens
+
+    def num_vectors(self, speaks: bool) -> int:
+        """Vectors of LOA of sounds, or of what a transcript says."""
+        return getattr(self.gpt2.config, "num_speech_vectors", self.num_loa_vectors) if speaks else self.num_loa_vectors
 
     def positions(self, conditions: list[Condition], num_more: int) -> Tensor:
         """Each token's number among those that count, of the prefix and `num_more` vectors of LOA, (B, P + L)."""

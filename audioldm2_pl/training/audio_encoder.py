@@ -17,11 +17,13 @@ from audioldm2_pl.seeds import noise_like
 class AudioEncoder(nn.Module):
     """waveform (B, T) => the VAE's posterior and AudioMAE's patches; either network may be None."""
 
-    def __init__(self, audio: AudioConfig, vae: Any = None, audiomae: AudioMAE | None = None, pooling: int = 8):
-        """`pooling`: λ of the LOA that GPT-2 generates."""
+    def __init__(self, audio: AudioConfig, vae: Any = None, audiomae: AudioMAE | None = None, pooling: int = 8,
+                 speech_pooling: int | None = None):  # fmt: skip
+        """`pooling`: λ of the LOA that GPT-2 generates, `speech_pooling` that of clips with a transcript."""
         super().__init__()
         self.audio = audio
         self.pooling = pooling
+        self.speech_pooling = speech_pooling
         self.vae = vae
         self.audiomae = audiomae
         self.log_mel = LogMel(audio)

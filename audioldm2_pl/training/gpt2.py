@@ -1,8 +1,10 @@
 """Stage `gpt2`: GPT-2 learns to generate a clip's LOA from its conditions, teacher-forced (paper §III-C)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.conditioners.config import CONDITIONS, conditioner_class
 from audioldm2_pl.fields import bounded
 from audioldm2_pl.hub.folder import ModelFolder
-from audioldm2_pl.models.audiomae import num_loa_vectors, pool_loa
+from audioldm2_pl.models.audiomae import loa_lengths, pool_loa
 from audioldm2_pl.models.gpt2 import LOAGenerator, build_gpt2
 from audioldm2_pl.models.projection import ConditionProjection
 from audioldm2_pl.pipeline import AudioLDM2
@@ -38,7 +40,7 @@ class GPT2TrainingConfig(StageConfig):
 
 def build_loa_generator(experiment: Any, folder: ModelFolder) -> LOAGenerator:
     """GPT-2 and the projections of its conditions: new, or what the experiment starts from."""
-    gpt2 = folder.start("language_model") or build_gpt2(experiment.gpt2, num_loa_vectors(experiment.audiomae))
+    gpt2 = folder.start("language_model") or build_gpt2(experiment.gpt2, *loa_lengths(experiment.audiomae))
     projection = folder.start("projection_model")
     if projection is None:
         widths = condition_widths(experiment, folder)
@@ -59,6 +61,23 @@ def prompts_of(stage: Any, conditions: dict[str, Condition]) -> list[Condition]:
         rows = draw_events(generator.condition_dropout, len(next(iter(read.values()))), stage.shared)  # (B,)
         read = drop_conditions(read, dict.fromkeys(read, rows), stage.conditioners)
     return list(read.values())
+
+
+def by_task(batch: dict[str, Any], encoder: Any) -> Iterator[tuple[Any, int]]:
+    """Rows of a batch whose LOA has one length, and its λ: all, or clips without a transcript, and those with one."""
+    if encoder.speech_pooling is None:
+        yield slice(None), encoder.pooling
+        return
+    speaks = torch.tensor([bool(transcript) for transcript in batch["transcript"]])
+    for said in (False, True):
+        rows = (speaks == said).nonzero()[:, 0]
+        if len(rows):
+            yield rows, encoder.speech_pooling if said else encoder.pooling
+
+
+def loa_distance(loss: str, predicted: Tensor, loa: Tensor) -> Tensor:
+    """Distance of LOA (B, L, D) of each clip, a mean over its vectors, so that long LOA weighs no more, (B,)."""
+    return LOA_LOSSES[loss](predicted, loa, reduction="none").mean(dim=(1, 2))
 
 
 class GPT2Finetuning(Stage):
@@ -87,8 +106,8 @@ class GPT2Finetuning(Stage):
     @classmethod
     def build(cls, experiment: Any, folder: ModelFolder) -> Stage:
         conditioners = open_conditioners(experiment, folder, experiment.gpt2.conditions)
-        audiomae, pooling = folder.load("audiomae"), experiment.audiomae.pooling
-        audio_encoder = AudioEncoder(experiment.audio, audiomae=audiomae, pooling=pooling)
+        loa = experiment.audiomae
+        audio_encoder = AudioEncoder(experiment.audio, None, folder.load("audiomae"), loa.pooling, loa.speech_pooling)
         loa_generator = build_loa_generator(experiment, folder)
         return cls(experiment.training.gpt2, loa_generator, audio_encoder, conditioners)
 
@@ -101,18 +120,25 @@ class GPT2Finetuning(Stage):
         return ("gpt2", *experiment.trainable_conditioners(experiment.gpt2.conditions))
 
     def features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """A batch's "loa" (B, L, D), and (B, D) of each frozen conditioner that reads the sound."""
+        """A batch's "loa" (B, L, D), or where speech has another λ "grid", and (B, D) of each conditioner of sound."""
         return self.from_stored(self.encode_sound(batch))
 
     def from_stored(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        loa = pool_loa(features["grid"], self.frozen["audio_encoder"].pooling)  # type: ignore[arg-type]  # (B, L, D)
+        encoder: Any = self.frozen["audio_encoder"]
+        if encoder.speech_pooling is not None:
+            return features
+        loa = pool_loa(features["grid"], encoder.pooling)  # (B, L, D)
         return {"loa": loa, **{name: value for name, value in features.items() if name != "grid"}}
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        features = self.features_of(batch)
+        features, encoder = self.features_of(batch), self.frozen["audio_encoder"]
         prompts = prompts_of(self, self.encode(batch, features))
-        predicted = self.loa_generator.teacher_forced(prompts, features["loa"])  # (B, L, D)
-        return {"loa": LOA_LOSSES[self.config.loss](predicted, features["loa"])}
+        found = []
+        for rows, pooling in by_task(batch, encoder):
+            loa = features["loa"] if "loa" in features else pool_loa(features["grid"][rows], pooling)
+            predicted = self.loa_generator.teacher_forced([prompt[rows] for prompt in prompts], loa)  # (b, L, D)
+            found.append(loa_distance(self.config.loss, predicted, loa))
+        return {"loa": torch.cat(found).mean()}
 
     def parts(self) -> dict[str, Any]:
         return loa_parts(self)

@@ -17,7 +17,7 @@ from audioldm2_pl.models.unet import TUNet
 from audioldm2_pl.pipeline import AudioLDM2
 from audioldm2_pl.training.audio_encoder import AudioEncoder
 from audioldm2_pl.training.conditions import open_conditioners
-from audioldm2_pl.training.gpt2 import LOA_LOSSES, loa_parts, prompts_of
+from audioldm2_pl.training.gpt2 import by_task, loa_distance, loa_parts, prompts_of
 from audioldm2_pl.training.ldm import (
     conditional_loss,
     draw_dropped_clips,
@@ -46,6 +46,13 @@ class JointTrainingConfig(StageConfig):
     loss: Literal["mse", "l1"] = "mse"  # distance to AudioMAE's LOA: mse as the paper, l1 as the authors' code
     p_gt: float = bounded(0.25, ge=0, le=1)  # probability that a batch's T-UNet reads AudioMAE's LOA, not GPT-2's
     skip_dropped_loa: bool = False  # leave clips without conditions out of the loa term, as the authors' code
+
+
+def in_order(rows: list[Any], parts: list[Condition]) -> Condition:
+    """Parts of a batch, those of its clips at `rows`, => the batch (B, L, D), padded to the longest."""
+    if len(parts) == 1:
+        return parts[0]
+    return Condition.cat(parts)[torch.cat(rows).argsort()]
 
 
 class JointFinetuning(Stage):
@@ -101,23 +108,35 @@ class JointFinetuning(Stage):
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         features, encoder = self.features_of(batch), self.frozen["audio_encoder"]
         latent = encoder.draw_latent(features, self.shared.on(features["mean"].device))  # type: ignore[operator]
-        true_loa = pool_loa(features["grid"], encoder.pooling)  # type: ignore[arg-type]  # (B, L, D)
         conditions = self.encode(batch, features)
         prompts = [conditions[name] for name in self.loa_generator.conditions]
-        takes_true = self.shared.python.random() < self.config.p_gt
-        conditions["loa"] = Condition.of(true_loa if takes_true else self.loa_generator.generate(prompts))
+        reads_true = self.shared.python.random() < self.config.p_gt
+        tasks = list(by_task(batch, encoder))
+        true = [pool_loa(features["grid"][rows], pooling) for rows, pooling in tasks]  # (b, L, D) each
+        read = true if reads_true else [
+            self.loa_generator.generate([prompt[rows] for prompt in prompts], loa.shape[1])
+            for (rows, _), loa in zip(tasks, true)
+        ]  # fmt: skip
+        conditions["loa"] = in_order([rows for rows, _ in tasks], [Condition.of(loa) for loa in read])
         dropped = draw_dropped_clips(self, len(latent))
         diffusion = conditional_loss(self, latent, conditions, dropped)
-        predicted = self.loa_generator.teacher_forced(prompts_of(self, conditions), true_loa)
-        return {"diffusion": diffusion, "loa": self.loa_term(predicted, true_loa, dropped.get("loa"))}
+        prompts = prompts_of(self, conditions)
+        distances = [
+            loa_distance(self.config.loss, self.loa_generator.teacher_forced([p[rows] for p in prompts], loa), loa)
+            for (rows, _), loa in zip(tasks, true)
+        ]  # (b,) each
+        order = torch.cat([torch.arange(len(latent))[rows] for rows, _ in tasks])
+        return {"diffusion": diffusion, "loa": self.loa_term(torch.cat(distances), order, dropped.get("loa"))}
 
-    def loa_term(self, predicted: Tensor, loa: Tensor, dropped: Tensor | None) -> Tensor:
-        """Distance of GPT-2's LOA to AudioMAE's, both (B, L, D); `skip_dropped_loa` leaves out dropped clips (B,)."""
+    def loa_term(self, distances: Tensor, order: Tensor, dropped: Tensor | None) -> Tensor:
+        """Mean of distances (B,) of GPT-2's LOA to AudioMAE's, those of the clips `order` (B,).
+
+        `skip_dropped_loa` leaves out dropped clips (B,).
+        """
         if not self.config.skip_dropped_loa or dropped is None or not dropped.any():
-            return LOA_LOSSES[self.config.loss](predicted, loa)
-        each = LOA_LOSSES[self.config.loss](predicted, loa, reduction="none").mean(dim=(1, 2))  # (B,)
-        weight = (~dropped).to(each)
-        return (each * weight).sum() / torch.clamp(weight.sum(), min=1.0)
+            return distances.mean()
+        weight = (~dropped[order.to(dropped.device)]).to(distances)
+        return (distances * weight).sum() / torch.clamp(weight.sum(), min=1.0)
 
     def parts(self) -> dict[str, Any]:
         return {"unet": self.unet, **loa_parts(self)}

@@ -55,7 +55,8 @@ def open_unet(folder: ModelFolder, num_heads: list[int]) -> TUNet:
 def open_audio_encoder(experiment: Any, folder: ModelFolder) -> AudioEncoder:
     """VAE, and AudioMAE where the T-UNet reads LOA, out of the model folder."""
     audiomae = folder.load("audiomae") if experiment.uses_loa else None
-    return AudioEncoder(experiment.audio, folder.load("vae"), audiomae, experiment.audiomae.pooling)
+    loa = experiment.audiomae
+    return AudioEncoder(experiment.audio, folder.load("vae"), audiomae, loa.pooling, loa.speech_pooling)
 
 
 def unet_condition_names(stage: Any) -> list[str]:

@@ -76,11 +76,15 @@ class Generator:
             for clip in clips
         ]
 
+    def loa_of(self, clips: Sequence[LabelledClip], waveform: Tensor) -> Tensor:
+        """AudioMAE's LOA (B, L, D) of clips (B, T), of speech where all of them have transcripts."""
+        return self.model.loa_of(waveform, self.model.reads_transcripts and all(clip.transcript for clip in clips))
+
     def systems(self) -> dict[str, System]:
         return {
             "real": lambda clips, waveform: waveform,
             "reconstruction": lambda clips, waveform: self.model.reconstruct(waveform),
-            "loa_to_audio": lambda clips, waveform: self.from_text(clips, loa=self.model.loa_of(waveform)),
+            "loa_to_audio": lambda clips, waveform: self.from_text(clips, loa=self.loa_of(clips, waveform)),
             "text_to_audio": lambda clips, waveform: self.from_text(clips),
         }
 

@@ -58,8 +58,11 @@ class WholeModel(Model):
         ).eval()
         self.loas, self.scales = [], []
 
-    def loa_of(self, waveform):
+    def loa_of(self, waveform, speaks=False):
         return self.audiomae.loa(self.fbank(waveform))
+
+    def pooling(self, speaks):
+        return self.audiomae.config.pooling
 
     def encode_latent(self, waveform, sample):
         return latent_of(self.vae, self.log_mel(waveform), sample=sample)

@@ -74,5 +74,5 @@ class PerfectModel:
     def reconstruct(self, waveform):
         return waveform
 
-    def loa_of(self, waveform):
+    def loa_of(self, waveform, speaks=False):
         return waveform

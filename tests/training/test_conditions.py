@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -11,13 +12,15 @@ from safetensors.torch import load_file
 from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.config import STAGES, load_experiment
 from audioldm2_pl.hub.folder import ModelFolder
+from audioldm2_pl.models.audiomae import loa_lengths
 from audioldm2_pl.models.diffusion import DiffusionConfig
 from audioldm2_pl.pipeline import AudioLDM2
 from audioldm2_pl.seeds import SharedRandom
 from audioldm2_pl.training.conditions import draw_dropped, drop_conditions, encode_conditions
-from audioldm2_pl.training.gpt2 import prompts_of
+from audioldm2_pl.training.gpt2 import loa_distance, prompts_of
 from audioldm2_pl.training.ldm import draw_dropped_clips
 from audioldm2_pl.training.run import train
+from data.shards import Clip, write_shards
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 TINY_PHONEMES = "conditioners.phonemes={hidden_size: 16, num_layers: 1, num_heads: 2, ffn_dim: 16, max_length: 40}"
@@ -29,8 +32,53 @@ SYSTEMS = {
     "audioldm1.yaml": ([], "clap", []),
     "tango.yaml": (["t5"], None, []),
     "make_an_audio.yaml": (["clap"], None, []),
-    "sound_and_speech.yaml": (["loa", "t5"], None, ["clap", "t5", "phonemes"]),
+    "universal.yaml": (["loa", "t5"], None, ["clap", "t5", "phonemes"]),
 }
+
+
+def test_universal_system_has_a_length_of_loa_for_each_task(smoke, smoke_run, tmp_path):
+    """Speech has more vectors than other sounds: in training, with both in a batch, in generation and in editing."""
+    pytest.importorskip("phonemizer")
+    noise = 0.1 * np.random.default_rng(0).standard_normal((4, 40_960))
+    said = [(["a bell"], None), (None, "Hello."), (["rain"], None), (None, "No.")]
+    clips = [
+        Clip(f"{i}", captions=captions, waveform=noise[i], transcript=text) for i, (captions, text) in enumerate(said)
+    ]
+    write_shards(iter(clips), tmp_path / "train", num_workers=1)
+    given = [f"from.{part}={smoke_run.model_folder}" for part in ("clap", "vae", "vocoder", "audiomae")]
+    experiment = smoke(
+        *overrides_of(EXPERIMENTS / "universal.yaml"), *given, "audiomae.speech_pooling=2", "gpt2.num_positions=512",
+        f"data.train=[{tmp_path}/train]", "data.test=null", "training.gpt2.batch_size=4", "training.joint.batch_size=4",
+        "training.gpt2.cache_features=true", runs=tmp_path / "runs",
+    )  # fmt: skip
+    train(experiment)
+    model = AudioLDM2.from_pretrained(experiment.model_folder)
+    lengths = [model.loa_generator.num_vectors(speaks) for speaks in (False, True)]
+    assert lengths[1] > lengths[0] and lengths == list(loa_lengths(experiment.audiomae))
+    heard = torch.randn(1, 40_960) * 0.1
+    assert [model.loa_of(heard, speaks).shape[1] for speaks in (False, True)] == lengths
+    both = model.generate(["a bell", ""], transcript=[None, "Hello."], num_steps=2, seed=1)
+    alone = model.generate("", transcript="Hello.", num_steps=2, seed=2)
+    torch.testing.assert_close(both[1], alone[0], atol=1e-3, rtol=0)
+    for transcript in (None, "Yes."):
+        edited, _ = model.edit(heard, "", transcript=transcript, extend=1.28, num_steps=2)
+        assert edited.shape[1] == 61_440
+
+
+def test_each_clip_weighs_the_same_whatever_the_length_of_its_loa(smoke, smoke_run):
+    stage = stage_of(smoke_run, "gpt2").eval()
+    encoder = stage.frozen["audio_encoder"]
+    batch = {"text": ["a bell", "rain", ""], "transcript": ["", "", "Hello."], "waveform": 0.1 * torch.randn(3, 40_960)}
+    batch |= {"key": list("abc"), "id": list("abc"), "sample_rate": 16_000}
+    with torch.no_grad():
+        whole = stage.losses(batch)["loa"]
+        encoder.speech_pooling = encoder.pooling
+        torch.testing.assert_close(stage.losses(batch)["loa"], whole)
+        encoder.speech_pooling = encoder.pooling // 2
+        mixed = stage.losses(batch)["loa"]
+        rows = [slice(0, 2), slice(2, 3)]
+        parts = [stage.losses({k: v if k == "sample_rate" else v[r] for k, v in batch.items()})["loa"] for r in rows]
+    torch.testing.assert_close(mixed, (2 * parts[0] + parts[1]) / 3)
 
 
 STOCK = ("ablations/unet_without_t5.yaml", "audioldm1.yaml")
@@ -213,17 +261,11 @@ def test_the_authors_replacement_of_clap(smoke_run):
 
 def test_loa_of_dropped_clips_may_be_left_out_of_the_loss(smoke_run):
     stage = stage_of(smoke_run, "joint")
-    predicted, loa = torch.zeros(2, 3, 4), torch.stack([torch.ones(3, 4), torch.full((3, 4), 3.0)])
+    predicted, loa = torch.zeros(2, 3, 4), torch.stack([torch.full((3, 4), 3.0), torch.ones(3, 4)])
+    distances, order = loa_distance("mse", predicted, loa), torch.tensor([1, 0])  # of the second clip, then the first
+    assert distances.tolist() == [9.0, 1.0]
     dropped = torch.tensor([False, True])
-    assert stage.loa_term(predicted, loa, dropped).item() == pytest.approx(5.0)
+    assert stage.loa_term(distances, order, dropped).item() == pytest.approx(5.0)
     stage.config = replace(stage.config, skip_dropped_loa=True)
-    assert stage.loa_term(predicted, loa, dropped).item() == pytest.approx(1.0)
-    assert stage.loa_term(predicted, loa, torch.tensor([True, True])).item() == 0.0
-
-
-def test_a_stage_takes_three_lines_of_a_notebook(smoke_run):
-    batch = {"waveform": torch.randn(2, 40_960) * 0.1, "text": ["a bell", "rain"], "transcript": ["", ""], "key": "ab"}
-    stage = STAGES["ldm"].build(smoke_run, ModelFolder(smoke_run.model_folder))
-    loss = stage.losses(batch)["diffusion"]
-    loss.backward()
-    assert loss.isfinite() and stage.unet.conv_out.weight.grad.abs().sum() > 0
+    assert stage.loa_term(distances, order, dropped).item() == pytest.approx(1.0)
+    assert stage.loa_term(distances, order, torch.tensor([True, True])).item() == 0.0
