@@ -85,6 +85,7 @@ def test_differences_are_named():
         ("mine: {models: {x: {backend: judge, weights: y}}}", "it is called 'classifier' now"),
         ("mine: {models: {x: {backend: whisper, weights: y}}, scores: {a: {kind: kl, model: x}}}", "gives no kl"),
         ("mine: {scores: [1]}", "mine.yaml"),
+        ("about: x\nmodels: {}\nscores: {}", "about: is no mapping; the file is NAME: {models"),
         ("", "mine.yaml"),
     ],
 )
