@@ -233,7 +233,11 @@ class Stage(L.LightningModule):
         if self.needs_images or any(conditioner.reads == "image" for conditioner in self.conditioners.values()):
             data.images = True
         makers = (getattr(conditioner, "phonemize", None) for conditioner in self.conditioners.values())
-        data.phonemize = next(filter(None, makers), None)
+        phonemize = next(filter(None, makers), None)
+        if (
+            phonemize is not None and data is not None
+        ):  # a plain loader's transcripts are phonemized in the training step
+            data.phonemize = phonemize
         if self.encoded and data.data.encoded and self.model_folder is not None:
             data.read_encoded(self.encoded, self.stored_texts(), self.model_folder.path)
         elif self.config.cache_features:
