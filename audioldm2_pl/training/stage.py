@@ -234,9 +234,7 @@ class Stage(L.LightningModule):
             data.images = True
         makers = (getattr(conditioner, "phonemize", None) for conditioner in self.conditioners.values())
         phonemize = next(filter(None, makers), None)
-        if (
-            phonemize is not None and data is not None
-        ):  # a plain loader's transcripts are phonemized in the training step
+        if phonemize is not None and hasattr(data, "phonemize"):  # a plain loader leaves it to the training step
             data.phonemize = phonemize
         if self.encoded and data.data.encoded and self.model_folder is not None:
             data.read_encoded(self.encoded, self.stored_texts(), self.model_folder.path)
