@@ -24,7 +24,7 @@ from audioldm2_pl.experiment_file import read_yaml, value_of
 from audioldm2_pl.fields import bounded, check_fields, nearest
 from audioldm2_pl.generation import Sampling
 from audioldm2_pl.models.adapters import AdapterConfig
-from audioldm2_pl.models.audiomae import AudioMAEConfig, loa_lengths, pooling_of
+from audioldm2_pl.models.audiomae import AudioMAEConfig, loa_lengths
 from audioldm2_pl.models.diffusion import DiffusionConfig
 from audioldm2_pl.models.gpt2 import LOAGPT2Config
 from audioldm2_pl.models.unet import TUNetConfig
@@ -235,7 +235,7 @@ class ExperimentConfig:
         rows, columns = (n // self.audiomae.patch_size for n in (self.audiomae.num_frames, self.audiomae.num_bins))
         for key, poolings in (
             ("audiomae.pooling", [self.audiomae.pooling]),
-            ("audiomae.speech_pooling", [pooling_of(self.audiomae, True)]),
+            ("audiomae.speech_pooling", [self.audiomae.speech_pooling or self.audiomae.pooling]),
             ("training.ldm.poolings", self.training.ldm.poolings),
         ):
             if undivided := [pooling for pooling in poolings if rows % pooling or columns % min(pooling, columns)]:

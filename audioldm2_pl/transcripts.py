@@ -38,12 +38,12 @@ def parts_of(model: Any, transcript: str, sampling: Sampling) -> list[str]:
     """A transcript in parts that a speech model can speak in one window: itself where it fits as it is."""
     encoder = next(c for c in model.conditioners.values() if c.reads == "transcript")
     seconds = window_size(model, sampling) * model.unit / model.sample_rate
-    if encoder.num_phonemes(transcript) <= min(encoder.max_length - 1, seconds * PHONEMES_PER_SECOND):
+    if encoder.count_phonemes(transcript) <= min(encoder.max_length - 1, seconds * PHONEMES_PER_SECOND):
         return [transcript]
     limit = min(encoder.max_length // 2 - 1, CONTEXT_SHARE * seconds * PHONEMES_PER_SECOND)
     parts: list[str] = []
     for piece in pieces_of(encoder, transcript.strip(), limit):
-        if parts and encoder.num_phonemes(f"{parts[-1]} {piece}") <= limit:
+        if parts and encoder.count_phonemes(f"{parts[-1]} {piece}") <= limit:
             parts[-1] = f"{parts[-1]} {piece}"
         else:
             parts.append(piece)
@@ -52,10 +52,15 @@ def parts_of(model: Any, transcript: str, sampling: Sampling) -> list[str]:
 
 def pieces_of(encoder: Any, text: str, limit: float, breaks: Sequence[str] = BREAKS) -> list[str]:
     """The text at its first kind of break, pieces of more than `limit` phonemes at the next; a word stays whole."""
-    if not breaks or encoder.num_phonemes(text) <= limit:
+    if not breaks or encoder.count_phonemes(text) <= limit:
         return [text]
     pieces = [piece for piece in re.split(breaks[0], text) if piece]
     return [part for piece in pieces for part in pieces_of(encoder, piece, limit, breaks[1:])]
+
+
+def transcript_for(model: Any, text: str) -> str | None:
+    """A clip's transcript as a request to a model, None where there is none or the model reads none."""
+    return text or None if model.reads_transcripts else None
 
 
 def parts_of_all(model: Any, requests: Sequence[Generation], sampling: Sampling) -> list[list[Generation]]:
@@ -120,7 +125,7 @@ def speak_all(model: Any, parts: Sequence[Sequence[Generation]], sampling: Sampl
     return pad_sequence(sounds, batch_first=True)
 
 
-def by_task(model: Any, requests: Sequence[Generation]) -> list[list[int]]:
+def same_length(model: Any, requests: Sequence[Generation]) -> list[list[int]]:
     """The requests in groups whose LOA has one length: without and with a transcript, or all of them."""
     generator = model.loa_generator
     if generator is None or generator.num_vectors(True) == generator.num_vectors(False):

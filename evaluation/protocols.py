@@ -110,16 +110,12 @@ def load_protocol(name: str) -> Protocol:
         if name not in known:
             hint = f"it is called {RENAMED[name]!r} now" if name in RENAMED else f"there are {', '.join(known)}"
             raise UserError(f"no protocol {name!r}; {hint}, or give a .yaml file")
-        return parse_protocol(plain_of(known[name]) or {}, f"{file.name}: {name}")
+        content: Any = OmegaConf.to_container(known)
+        return parse_protocol(content[name] or {}, f"{file.name}: {name}")
     except (OmegaConfBaseException, ValueError, TypeError, AttributeError, StopIteration) as error:
         lines = (str(error).strip() or "empty").splitlines()
         place = next((f" ({line.split(': ')[1]})" for line in lines if "full_key: " in line), "")
         raise UserError(f"{file}: protocol {name}: {lines[0]}{place}") from None
-
-
-def plain_of(content: Any) -> Any:
-    """What a YAML's node holds, as plain Python."""
-    return OmegaConf.to_container(content) if OmegaConf.is_config(content) else content
 
 
 def parse_protocol(content: Any, place: str) -> Protocol:

@@ -14,7 +14,7 @@ pytest.importorskip("phonemizer")
 class Letters:
     """Counts letters for phonemes."""
 
-    def num_phonemes(self, text: str) -> int:
+    def count_phonemes(self, text: str) -> int:
         return len(text)
 
 

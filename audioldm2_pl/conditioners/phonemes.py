@@ -221,7 +221,7 @@ class PhonemeEncoder(nn.Module):
             rows.append(row + [0] * (self.max_length - len(row)))
         return torch.tensor(rows, device=self.model.device)
 
-    def num_phonemes(self, transcript: str) -> int:
+    def count_phonemes(self, transcript: str) -> int:
         """Symbols of a transcript, without the stop symbol."""
         return sum(symbol in SYMBOLS for symbol in self.phonemize(transcript))
 
@@ -229,7 +229,7 @@ class PhonemeEncoder(nn.Module):
         """A line for what is cut off, and one for characters that are not spoken."""
         letters = [c for c in transcript if not c.isspace() and not unicodedata.combining(c)]
         unknown = [c for c in letters if not clean(c, self.language)]
-        return lines_of("the phoneme encoder", self.num_phonemes(transcript) + 1, self.max_length, unknown)
+        return lines_of("the phoneme encoder", self.count_phonemes(transcript) + 1, self.max_length, unknown)
 
     def forward(self, transcripts: Sequence[str]) -> Condition:
         return self.vectors([self.phonemize(transcript) for transcript in transcripts])

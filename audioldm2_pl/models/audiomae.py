@@ -184,11 +184,6 @@ class AudioMAE(nn.Module):
         return pool_loa(self.features(fbank), pooling or self.config.pooling)
 
 
-def pooling_of(config: AudioMAEConfig, speaks: bool) -> int:
-    """λ of the LOA of a clip with a transcript, or of another."""
-    return (config.speech_pooling if speaks else None) or config.pooling
-
-
 def num_loa_vectors(config: AudioMAEConfig, pooling: int | None = None) -> int:
     """L of a whole clip."""
     pooling = pooling or config.pooling
@@ -204,7 +199,7 @@ def pooling_to(config: AudioMAEConfig, num_vectors: int | None) -> int:
 
 def loa_lengths(config: AudioMAEConfig) -> tuple[int, int]:
     """L of a whole clip without a transcript, and of one with a transcript."""
-    return num_loa_vectors(config), num_loa_vectors(config, pooling_of(config, True))
+    return num_loa_vectors(config), num_loa_vectors(config, config.speech_pooling)
 
 
 def init_weights(module: nn.Module) -> None:

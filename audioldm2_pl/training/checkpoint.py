@@ -134,13 +134,13 @@ def changed_settings(name: str, before: dict[str, Any], now: dict[str, Any]) -> 
 
 
 def changed_fields(before: dict[str, Any], now: dict[str, Any], defaults: Any, prefix: str = "") -> Changes:
+    """`changed_settings` of one section; a whole section that the earlier recipe lacks is no change."""
     changes: Changes = {}
+    known = defaults if isinstance(defaults, dict) else {}  # of an optional section there may be none
     for key, new in now.items():
-        default = defaults.get(key, new) if isinstance(defaults, dict) and prefix else new
-        old = before.get(key, default)
+        old = before.get(key, known.get(key, new) if prefix else new)
         if isinstance(old, dict) and isinstance(new, dict) and key not in MAPPINGS:
-            below = defaults.get(key) if isinstance(defaults, dict) else None
-            changes |= changed_fields(old, new, below, f"{prefix}{key}.")
+            changes |= changed_fields(old, new, known.get(key), f"{prefix}{key}.")
         elif old != new:
             changes[prefix + key] = [old, new]
     return changes

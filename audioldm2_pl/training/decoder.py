@@ -27,6 +27,7 @@ from audioldm2_pl.seeds import draw_rows, noise_like, seed_of
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
 from audioldm2_pl.training.vae import reconstruct_waveform
+from audioldm2_pl.transcripts import transcript_for
 
 CELL = 8  # frames and mel bins over which roughness is averaged
 LAGS = (1, 2, 3, 4, 6, 8)  # frames or mel bins between the two that roughness compares
@@ -163,7 +164,7 @@ class DecoderFinetuning(Stage):
             requests = [
                 Generation(
                     batch["text"][row],
-                    transcript=batch["transcript"][row] or None if model.reads_transcripts else None,
+                    transcript=transcript_for(model, batch["transcript"][row]),
                     seed=seed_of(seeds[row], "sample"),
                 )
                 for row in rows

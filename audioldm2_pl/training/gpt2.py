@@ -63,10 +63,10 @@ def prompts_of(stage: Any, conditions: dict[str, Condition]) -> list[Condition]:
     return list(read.values())
 
 
-def by_task(batch: dict[str, Any], encoder: Any) -> Iterator[tuple[Any, int]]:
-    """Rows of a batch whose LOA has one length, and its λ: all, or clips without a transcript, and those with one."""
+def by_task(batch: dict[str, Any], encoder: Any) -> Iterator[tuple[Tensor, int]]:
+    """Rows (b,) of a batch whose LOA has one length, and its λ: all, or clips without a transcript, then those with."""
     if encoder.speech_pooling is None:
-        yield slice(None), encoder.pooling
+        yield torch.arange(len(batch["transcript"])), encoder.pooling
         return
     speaks = torch.tensor([bool(transcript) for transcript in batch["transcript"]])
     for said in (False, True):

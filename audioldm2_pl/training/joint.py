@@ -10,7 +10,7 @@ from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.conditioners.config import CONDITIONS
 from audioldm2_pl.fields import bounded
 from audioldm2_pl.hub.folder import ModelFolder
-from audioldm2_pl.models.audiomae import num_loa_vectors, pool_loa
+from audioldm2_pl.models.audiomae import loa_lengths, pool_loa
 from audioldm2_pl.models.diffusion import DiffusionConfig
 from audioldm2_pl.models.gpt2 import LOAGenerator
 from audioldm2_pl.models.unet import TUNet
@@ -46,13 +46,6 @@ class JointTrainingConfig(StageConfig):
     loss: Literal["mse", "l1"] = "mse"  # distance to AudioMAE's LOA: mse as the paper, l1 as the authors' code
     p_gt: float = bounded(0.25, ge=0, le=1)  # probability that a batch's T-UNet reads AudioMAE's LOA, not GPT-2's
     skip_dropped_loa: bool = False  # leave clips without conditions out of the loa term, as the authors' code
-
-
-def in_order(rows: list[Any], parts: list[Condition]) -> Condition:
-    """Parts of a batch, those of its clips at `rows`, => the batch (B, L, D), padded to the longest."""
-    if len(parts) == 1:
-        return parts[0]
-    return Condition.cat(parts)[torch.cat(rows).argsort()]
 
 
 class JointFinetuning(Stage):
@@ -117,7 +110,8 @@ class JointFinetuning(Stage):
             self.loa_generator.generate([prompt[rows] for prompt in prompts], loa.shape[1])
             for (rows, _), loa in zip(tasks, true)
         ]  # fmt: skip
-        conditions["loa"] = in_order([rows for rows, _ in tasks], [Condition.of(loa) for loa in read])
+        order = torch.cat([rows for rows, _ in tasks]).argsort()  # (B,), back to that of the batch
+        conditions["loa"] = Condition.cat([Condition.of(loa) for loa in read])[order]
         dropped = draw_dropped_clips(self, len(latent))
         diffusion = conditional_loss(self, latent, conditions, dropped)
         prompts = prompts_of(self, conditions)
@@ -125,17 +119,13 @@ class JointFinetuning(Stage):
             loa_distance(self.config.loss, self.loa_generator.teacher_forced([p[rows] for p in prompts], loa), loa)
             for (rows, _), loa in zip(tasks, true)
         ]  # (b,) each
-        order = torch.cat([torch.arange(len(latent))[rows] for rows, _ in tasks])
-        return {"diffusion": diffusion, "loa": self.loa_term(torch.cat(distances), order, dropped.get("loa"))}
+        return {"diffusion": diffusion, "loa": self.loa_term(torch.cat(distances)[order], dropped.get("loa"))}
 
-    def loa_term(self, distances: Tensor, order: Tensor, dropped: Tensor | None) -> Tensor:
-        """Mean of distances (B,) of GPT-2's LOA to AudioMAE's, those of the clips `order` (B,).
-
-        `skip_dropped_loa` leaves out dropped clips (B,).
-        """
+    def loa_term(self, distances: Tensor, dropped: Tensor | None) -> Tensor:
+        """Mean of distances (B,) of GPT-2's LOA to AudioMAE's; `skip_dropped_loa` leaves out dropped clips (B,)."""
         if not self.config.skip_dropped_loa or dropped is None or not dropped.any():
             return distances.mean()
-        weight = (~dropped[order.to(dropped.device)]).to(distances)
+        weight = (~dropped).to(distances)
         return (distances * weight).sum() / torch.clamp(weight.sum(), min=1.0)
 
     def parts(self) -> dict[str, Any]:
@@ -145,4 +135,4 @@ class JointFinetuning(Stage):
         return generate_previews(AudioLDM2(folder, self.device), batch, experiment)
 
     def example(self, experiment: Any) -> tuple[Any, ...] | None:
-        return unet_example(self, experiment, num_loa_vectors(experiment.audiomae))
+        return unet_example(self, experiment, max(loa_lengths(experiment.audiomae)))

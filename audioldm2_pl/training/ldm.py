@@ -27,6 +27,7 @@ from audioldm2_pl.training.conditions import (
 )
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
+from audioldm2_pl.transcripts import transcript_for
 
 
 @dataclass
@@ -165,11 +166,7 @@ def generate_previews(model: AudioLDM2, batch: dict[str, Any], experiment: Any, 
     pictures hears the clip itself, as in training.
     """
     requests = [
-        Generation(
-            prompt=text,
-            transcript=transcript or None if model.reads_transcripts else None,
-            seed=seed_of(experiment.seed, "samples", i),
-        )
+        Generation(text, transcript=transcript_for(model, transcript), seed=seed_of(experiment.seed, "samples", i))
         for i, (text, transcript) in enumerate(zip(batch["text"], batch["transcript"]))
     ]
     with TemporaryDirectory() as folder:

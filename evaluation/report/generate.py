@@ -23,6 +23,7 @@ from audioldm2_pl.generation import Editing, Generation
 from audioldm2_pl.models.vae import latent_of
 from audioldm2_pl.recording import edit_waveforms
 from audioldm2_pl.seeds import seed_of
+from audioldm2_pl.transcripts import transcript_for
 
 from ..clips import LabelledClip
 
@@ -66,11 +67,10 @@ class Generator:
 
     def requests(self, clips: Sequence[LabelledClip]) -> list[Generation]:
         """What is asked for: the clips' captions, and of speech their transcripts."""
-        speaks = self.model.reads_transcripts
         return [
             Generation(
                 clip.text,
-                transcript=clip.transcript or None if speaks else None,
+                transcript=transcript_for(self.model, clip.transcript),
                 seed=seed_of(self.seed, "report", clip.key),
             )
             for clip in clips
