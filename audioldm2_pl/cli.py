@@ -224,16 +224,18 @@ def run_generate(args: argparse.Namespace) -> None:
     check_fields(Sampling(**sampling))
 
     from audioldm2_pl.audio import save_waveform
+    from audioldm2_pl.transcripts import without_padding
 
     model = open_model(args)
     check_output(args.output)
     for start in range(0, len(named), args.batch_size):  # written batch by batch: what is done stays done
         rows = named[start : start + args.batch_size]
-        waveforms = model.generate(requests[start : start + args.batch_size], **sampling)
-        for (name, text), waveform in zip(rows, waveforms):
+        asked_now = requests[start : start + args.batch_size]
+        waveforms = model.generate(asked_now, **sampling)
+        for (name, text), request, waveform in zip(rows, asked_now, waveforms):
             path = args.output / f"{name}.wav"
-            end = int(waveform.nonzero().max()) + 1 if model.reads_transcripts and waveform.any() else len(waveform)
-            save_waveform(path, waveform[:end], model.sample_rate)  # zeros follow the shorter ones of transcripts
+            speaks = bool(request.transcript) and request.seconds is None
+            save_waveform(path, without_padding(waveform) if speaks else waveform, model.sample_rate)
             print(f"{path}  {text}".rstrip(), flush=True)
 
 

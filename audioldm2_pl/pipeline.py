@@ -33,7 +33,7 @@ from audioldm2_pl.models.vae import latent_of, log_mel_of
 from audioldm2_pl.models.vocoder import audio_of, vocode
 from audioldm2_pl.recording import Recording, check_editable, edit_recording
 from audioldm2_pl.seeds import seed_of
-from audioldm2_pl.transcripts import padded_in_order, parts_of_all, same_length, speak_all
+from audioldm2_pl.transcripts import generate_apart, parts_of_all, same_length, speak_all
 from audioldm2_pl.windows import generate_by_windows, lengths, needs_windows
 
 VOCODERS = ("folder", "griffin-lim")  # what makes waveforms of log-mels
@@ -189,9 +189,8 @@ class AudioLDM2:
         clips = generation.requests_of(requests, asked, empty_prompts=not self.needs_prompt)
         sampling = replace(sampling or self.sampling, **how)
         check_sampling(sampling, self.scheduler.config.num_train_timesteps)
-        if loa is None and len(tasks := same_length(self, clips)) > 1:
-            made = [self.generate([clips[i] for i in rows], sampling=sampling, edit=edit.rows(rows)) for rows in tasks]
-            return padded_in_order(tasks, made)
+        if loa is None and len(groups := same_length(self, clips)) > 1:
+            return generate_apart(self, clips, groups, sampling, edit, progress)
         one_window = loa is not None or edit is not NO_EDIT
         parts = [[clip] for clip in clips] if one_window else parts_of_all(self, clips, sampling)
         check_readable(self, [request for of_clip in parts for request in of_clip], loa, edit)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from audioldm2_pl.editing import Edit
 from audioldm2_pl.generation import Generation, Sampling
 from audioldm2_pl.models.diffusion import Progress, part_of
 from audioldm2_pl.recording import PASTE_FADE_SECONDS, joined
@@ -125,6 +126,11 @@ def speak_all(model: Any, parts: Sequence[Sequence[Generation]], sampling: Sampl
     return pad_sequence(sounds, batch_first=True)
 
 
+def without_padding(waveform: Tensor) -> Tensor:
+    """A waveform (T,) without the zeros that make it as long as others of its batch."""
+    return waveform[: int(waveform.nonzero().max()) + 1] if waveform.any() else waveform
+
+
 def same_length(model: Any, requests: Sequence[Generation]) -> list[list[int]]:
     """The requests in groups whose LOA has one length: without and with a transcript, or all of them."""
     generator = model.loa_generator
@@ -134,7 +140,12 @@ def same_length(model: Any, requests: Sequence[Generation]) -> list[list[int]]:
     return [group for group in groups if group]
 
 
-def padded_in_order(groups: Sequence[Sequence[int]], sounds: Sequence[Tensor]) -> Tensor:
-    """Sounds (b, T) of groups of requests => all (B, T) in the requests' order, padded with zeros to the longest."""
-    rows = {row: sound for group, made in zip(groups, sounds) for row, sound in zip(group, made)}
-    return pad_sequence([rows[row] for row in sorted(rows)], batch_first=True)
+def generate_apart(model: Any, requests: Sequence[Generation], groups: Sequence[list[int]], sampling: Sampling,
+                   edit: Edit, progress: Progress | None) -> Tensor:  # fmt: skip
+    """Each group of requests alone => all waveforms (B, T) in the requests' order, padded with zeros to the longest."""
+    found: dict[int, Tensor] = {}
+    for number, rows in enumerate(groups):
+        part = part_of(progress, number, len(groups))
+        made = model.generate([requests[i] for i in rows], sampling=sampling, edit=edit.rows(rows), progress=part)
+        found |= dict(zip(rows, made))
+    return pad_sequence([found[row] for row in sorted(found)], batch_first=True)

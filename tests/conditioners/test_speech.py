@@ -8,8 +8,10 @@ from dataclasses import replace
 import diffusers
 import numpy as np
 import pytest
+import soundfile
 import torch
 
+from audioldm2_pl.cli import main
 from audioldm2_pl.conditioners.phonemes import PAD, STOP, SYMBOLS, PhonemeConfig, PhonemeEncoder, clean, phonemes_of
 from audioldm2_pl.config import STAGES
 from audioldm2_pl.errors import UserError
@@ -239,3 +241,17 @@ def test_a_long_transcript_is_spoken_part_by_part(model, monkeypatch, tmp_path):
 def test_no_part_of_a_long_transcript_is_cut(model, recwarn):
     model.generate("", transcript="Rain falls on the roof. " * 4, num_steps=1)
     assert not [w for w in recwarn if "cut" in str(w.message)]
+
+
+def test_files_of_long_transcripts_are_as_long_as_they_take_or_as_asked(model, speech_run, tmp_path):
+    """A shorter sound of a batch is padded in the tensor, not in its file; `--seconds` is kept, silence included."""
+    said = ["--transcript", "Hello there. Rain falls. A bell rings.", "--steps", "2", "--device", "cpu"]
+    command = ["generate", str(speech_run.model_folder), "a man", "a woman", *said]
+    assert main([*command, "--output", str(tmp_path / "spoken")]) == 0
+    assert main([*command, "--output", str(tmp_path / "asked"), "--seconds", "30"]) == 0
+    spoken, asked = (sorted(path.glob("*.wav")) for path in (tmp_path / "spoken", tmp_path / "asked"))
+    assert len(spoken) == len(asked) == 2
+    waveforms = model.generate(["a man", "a woman"], transcript=said[1], num_steps=2)
+    for path, waveform in zip(spoken, waveforms):
+        assert soundfile.info(path).frames == int(waveform.nonzero().max()) + 1
+    assert [soundfile.info(path).frames for path in asked] == [480_000] * 2

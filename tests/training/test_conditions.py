@@ -57,7 +57,10 @@ def test_universal_system_has_a_length_of_loa_for_each_task(smoke, smoke_run, tm
     assert lengths[1] > lengths[0] and lengths == list(loa_lengths(experiment.audiomae))
     heard = torch.randn(1, 40_960) * 0.1
     assert [model.loa_of(heard, speaks).shape[1] for speaks in (False, True)] == lengths
-    both = model.generate(["a bell", ""], transcript=[None, "Hello."], num_steps=2, seed=1)
+    steps = []
+    both = model.generate(["a bell", ""], transcript=[None, "Hello."], num_steps=2, seed=1,
+                          progress=lambda step, num_steps: steps.append((step, num_steps)))  # fmt: skip
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
     alone = model.generate("", transcript="Hello.", num_steps=2, seed=2)
     torch.testing.assert_close(both[1], alone[0], atol=1e-3, rtol=0)
     for transcript in (None, "Yes."):
