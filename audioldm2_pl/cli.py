@@ -183,8 +183,7 @@ def run_train(args: argparse.Namespace) -> None:
         return
     print(f"model: {experiment.model_folder}")
     if not (folder := ModelFolder(experiment.model_folder)).opens_in_diffusers:
-        unet, film, gpt2 = folder.conditions()
-        print(f"stock diffusers does not open it: T-UNet reads {unet}, film {film}, GPT-2 {gpt2}")
+        print(f"stock diffusers does not open it: {folder.own_parts()}")
 
 
 def run_describe(args: argparse.Namespace) -> None:

@@ -266,9 +266,10 @@ class ExperimentConfig:
         """(key, value, other value, what that is of) of sizes that two parts share."""
         audio, mae, vae, vocoder = self.audio, self.audiomae, self.vae, self.vocoder
         frames = "the frames of audio.clip_seconds"
+        hop = "vocoder.istft.hop_length" if vocoder.kind == "istft" else "the product of vocoder.upsample_rates"
         latent_frames = audio.num_frames // vae.downsampling
         return [
-            ("audio.hop_length", audio.hop_length, vocoder.hop_length, "the product of vocoder.upsample_rates"),
+            ("audio.hop_length", audio.hop_length, vocoder.hop_length, hop),
             ("vocoder.num_mel_bins", vocoder.num_mel_bins, audio.num_mel_bins, "audio.num_mel_bins"),
             ("vocoder.sample_rate", vocoder.sample_rate, audio.sample_rate, "audio.sample_rate"),
             ("audiomae.num_frames", mae.num_frames, audio.num_frames, frames),

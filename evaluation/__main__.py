@@ -17,6 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     add_report_parser(commands)
     add_external_parser(commands)
+    add_copy_synthesis_parser(commands)
     add_score_parser(commands)
     add_listen_parser(commands)
     return parser
@@ -33,6 +34,18 @@ def add_external_parser(commands: argparse._SubParsersAction) -> None:
     )
     external.add_argument("--output", type=Path, required=True, help="JSON file for the scores")
     external.set_defaults(run=run_external)
+
+
+def add_copy_synthesis_parser(commands: argparse._SubParsersAction) -> None:
+    copy = commands.add_parser(
+        "copy-synthesis", help="recordings through log-mel and vocoder and back: the vocoder's own part in every score"
+    )
+    copy.add_argument("model", help="model folder or hub id with a vocoder")
+    copy.add_argument("sounds", type=Path, help="folder of recordings, sub-folders too")
+    copy.add_argument("output", type=Path, help="folder for the same names as .wav")
+    copy.add_argument("--match", default="*", metavar="GLOB", help='names to take, for example "3-*" (default all)')
+    copy.add_argument("--vocoder", choices=["folder", "griffin-lim"], default="folder", help="default the folder's")
+    copy.set_defaults(run=run_copy_synthesis)
 
 
 def add_report_parser(commands: argparse._SubParsersAction) -> None:
@@ -144,6 +157,15 @@ def run_external(options: argparse.Namespace) -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(scores, indent=2) + "\n")
     print(json.dumps(scores, indent=2))
+
+
+def run_copy_synthesis(options: argparse.Namespace) -> None:
+    from .copy_synthesis import copy_synthesis
+
+    written = copy_synthesis(
+        options.model, options.sounds, options.output, options.match, options.vocoder == "griffin-lim"
+    )
+    print(f"{len(written)} files in {options.output}")
 
 
 def run_score(options: argparse.Namespace) -> None:

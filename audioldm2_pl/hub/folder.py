@@ -4,8 +4,9 @@
     feature_extractor/  text_encoder_2/  tokenizer_2/  text_encoder_3/  tokenizer_3/  scheduler/  audiomae/
 
 Stock diffusers opens the folder where GPT-2 reads CLAP and one text encoder, and T-UNet the LOA and T5, the LOA, or
-CLAP beside the timestep. `audiomae/` is ours, and model_index.json does not name it; so are the parts with _3, for
-phonemes beside T5. generation_config.json tells how the model was measured.
+CLAP beside the timestep, and the vocoder is HiFi-GAN. `audiomae/` is ours, and model_index.json does not name it; so
+are the parts with _3, for phonemes beside T5, and an iSTFT vocoder. generation_config.json tells how the model was
+measured.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from audioldm2_pl.hub.parts import (
     find_model,
     forget_origin,
     group_parts,
+    is_istft_vocoder,
     is_text_part,
     load_part,
     phoneme_parts,
@@ -212,6 +214,8 @@ class ModelFolder:
     def pipeline_class(self) -> str:
         """The class of diffusers that runs the model, or ours where none does."""
         unet, film, gpt2 = self.conditions()
+        if is_istft_vocoder(self.path, "vocoder"):
+            return OWN_PIPELINE
         if film is not None:
             return "AudioLDMPipeline" if (film, unet) == ("clap", []) else OWN_PIPELINE
         stock = unet in (["loa", "t5"], ["loa"]) and gpt2 in ([], ["clap", "t5"], ["clap", "phonemes"])
@@ -220,6 +224,13 @@ class ModelFolder:
     @property
     def opens_in_diffusers(self) -> bool:
         return self.pipeline_class() != OWN_PIPELINE
+
+    def own_parts(self) -> str:
+        """What of the model stock diffusers has no class for, in words."""
+        if is_istft_vocoder(self.path, "vocoder"):
+            return "its vocoder is of kind istft; train one with vocoder.kind=hifigan for diffusers"
+        unet, film, gpt2 = self.conditions()
+        return f"T-UNet reads {unet}, film {film}, GPT-2 {gpt2}"
 
     def class_of(self, part: str) -> tuple[str, str]:
         """(library, class) of a part for model_index.json."""
@@ -240,7 +251,8 @@ class ModelFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         pipeline = self.pipeline_class()
         index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": diffusers.__version__}
-        index |= {part: list(self.class_of(part)) for part in self.expected_parts() if self.has(part)}
+        present = [p for p in self.expected_parts() if self.has(p) and not is_istft_vocoder(self.path, p)]
+        index |= {part: list(self.class_of(part)) for part in present}
         if pipeline == "AudioLDMPipeline" and self.has("text_encoder"):
             index["text_encoder"] = ["transformers", TEXT_CLASSES["clap_text_model"][0]]
         self.write_json("model_index.json", index)

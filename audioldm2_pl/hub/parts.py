@@ -18,6 +18,7 @@ from audioldm2_pl.conditioners.image import load_image_encoder
 from audioldm2_pl.conditioners.phonemes import BESIDE_T5, SUBFOLDERS
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models.audiomae import AudioMAE, AudioMAEConfig
+from audioldm2_pl.models.istft import CLASS_NAME, ISTFTVocoder
 from audioldm2_pl.models.projection import ConditionProjection
 from audioldm2_pl.models.unet import TUNet
 from audioldm2_pl.weights import find_weights, load_reason, loading_options, read_weights
@@ -125,6 +126,11 @@ def text_class(folder: Path, part: str) -> tuple[str, str]:
     return "transformers", model if part.startswith("text") else tokenizer
 
 
+def is_istft_vocoder(folder: Path, part: str) -> bool:
+    """Whether a part is the vocoder that transformers has no class for."""
+    return part == "vocoder" and config_of(folder, part).get("_class_name") == CLASS_NAME
+
+
 def phoneme_parts(folder: Path) -> tuple[str, str]:
     """Sub-folders of the phonemes' encoder and tokenizer: T5's published ones, where it does not stand there itself."""
     return BESIDE_T5 if config_of(folder, SUBFOLDERS[0]).get("model_type") == "t5" else SUBFOLDERS
@@ -146,6 +152,8 @@ def load_part(folder: Path, part: str) -> Any:
             return load_audiomae(path)
         if part == "image_encoder":
             return load_image_encoder(path)
+        if is_istft_vocoder(folder, part):
+            return ISTFTVocoder.from_pretrained(path)
         if part == "unet":
             return TUNet.from_pretrained(path)
         if part == "projection_model":

@@ -1,8 +1,8 @@
 """Discriminators of the two adversarial stages, and their losses.
 
-`PatchGAN` classifies log-mels for the VAE; `MultiPeriodDiscriminator` and `MultiScaleDiscriminator` classify waveforms
-for the vocoder. All return (logits, features): one tensor of logits per sub-discriminator, and the activations of every
-layer of every sub-discriminator for feature matching.
+`PatchGAN` classifies log-mels for the VAE; `MultiPeriodDiscriminator`, `MultiScaleDiscriminator` and
+`MultiResolutionDiscriminator` classify waveforms for the vocoder. All return (logits, features): one tensor of logits
+per sub-discriminator, and the activations of every layer of every sub-discriminator for feature matching.
 
 Letters: B batch, T samples, F frames, M mel bins, C channels.
 """
@@ -161,6 +161,51 @@ class MultiScaleDiscriminator(nn.Module):
                 waveform = F.avg_pool1d(waveform.unsqueeze(1), 4, 2, padding=2).squeeze(1)  # half the rate
             outputs.append(discriminator(waveform))
         return gather(outputs)
+
+
+@dataclass
+class MultiResolutionConfig:
+    """Defaults: UnivNet's windows, five layers of 32 channels."""
+
+    num_ffts: list[int] = bounded(lambda: [512, 1024, 2048], ge=16, le=65_536, min_length=1)  # samples, a network each
+    channels: int = bounded(32, ge=1, le=65_536)  # of each layer
+
+
+class ResolutionDiscriminator(nn.Module):
+    """Sees the magnitudes of a short-time Fourier transform, with a hop of a quarter (arXiv:2106.07889, §2.3)."""
+
+    def __init__(self, num_fft: int, channels: int):
+        super().__init__()
+        self.num_fft = num_fft
+        self.layers = nn.ModuleList()
+        for i, width_in in enumerate([1, *[channels] * 4]):
+            kernel, stride = ((9, 3), (2, 1)) if 0 < i < 4 else ((9, 3) if i == 0 else (3, 3), (1, 1))
+            padding = (kernel[0] // 2, kernel[1] // 2)
+            self.layers.append(weight_norm(nn.Conv2d(width_in, channels, kernel, stride, padding)))
+        self.output = weight_norm(nn.Conv2d(channels, 1, 3, padding=1))
+
+    def forward(self, waveform: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x = stft_magnitude(waveform, self.num_fft).unsqueeze(1)  # (B, 1, num_fft / 2 + 1, F)
+        return run_layers(self.layers, self.output, x, 0.1)  # features (B, C, bins / 2^i, F)
+
+
+class MultiResolutionDiscriminator(nn.Module):
+    """waveform (B, T) => outputs of one sub-discriminator per window size (UnivNet, Jang et al. 2021; Vocos §3.2)."""
+
+    def __init__(self, config: MultiResolutionConfig):
+        super().__init__()
+        self.discriminators = nn.ModuleList(ResolutionDiscriminator(n, config.channels) for n in config.num_ffts)
+
+    def forward(self, waveform: Tensor) -> DiscriminatorOutput:
+        return gather([discriminator(waveform) for discriminator in self.discriminators])
+
+
+def stft_magnitude(waveform: Tensor, size: int) -> Tensor:
+    """waveform (B, T) => magnitude spectrogram (B, size / 2 + 1, frames), above 3e-5 so that silence has a gradient."""
+    with torch.autocast(waveform.device.type, enabled=False):
+        window = torch.hann_window(size, device=waveform.device)
+        spectrum = torch.stft(waveform.float(), size, size // 4, window=window, return_complex=True)
+        return (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
 
 
 def gather(outputs: list[tuple[Tensor, list[Tensor]]]) -> DiscriminatorOutput:

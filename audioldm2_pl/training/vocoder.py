@@ -1,10 +1,10 @@
-"""Stage `vocoder`: HiFi-GAN from log-mel to waveform (Kong et al. 2020, arXiv:2010.05646, Sec. 2.4 and 3).
+"""Stage `vocoder`: log-mel to waveform, by HiFi-GAN (Kong et al. 2020, arXiv:2010.05646, Sec. 2.4 and 3) or iSTFT.
 
 Letters: B batch, T samples, F frames, M mel bins.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,14 @@ from audioldm2_pl.models.discriminators import (
     DiscriminatorOutput,
     MultiPeriodConfig,
     MultiPeriodDiscriminator,
+    MultiResolutionConfig,
+    MultiResolutionDiscriminator,
     MultiScaleConfig,
     MultiScaleDiscriminator,
     feature_matching_loss,
     least_squares_discriminator_loss,
     least_squares_generator_loss,
+    stft_magnitude,
 )
 from audioldm2_pl.models.vocoder import (
     build_vocoder,
@@ -35,6 +38,8 @@ from audioldm2_pl.models.vocoder import (
 from audioldm2_pl.training.lengths import frames_read
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
+
+DiscriminatorName = Literal["period", "scale", "resolution"]
 
 
 @dataclass
@@ -53,9 +58,12 @@ class VocoderTrainingConfig(StageConfig):
         lambda: {"mel": 45.0, "adversarial": 1.0, "feature_matching": 2.0},
         keys=("mel", "loud", "stft", "adversarial", "feature_matching"),
         ge=0,
-    )  # beside them: `loud`, the mel term weighted by energy, and `stft`; with them a small vocoder learns sooner
+    )  # beside them: `loud`, the mel term weighted by energy, `stft`; with them a small vocoder learns sooner
+    # Vocos has period and resolution
+    discriminators: list[DiscriminatorName] = bounded(lambda: ["period", "scale"], min_length=1)
     period_discriminator: MultiPeriodConfig = field(default_factory=MultiPeriodConfig)
     scale_discriminator: MultiScaleConfig = field(default_factory=MultiScaleConfig)
+    resolution_discriminator: MultiResolutionConfig = field(default_factory=MultiResolutionConfig)
     discriminator_start: int = bounded(0, ge=0)  # batches before the discriminators join; until then they cost nothing
     # Windows of the stft term, in samples. Those shorter than a frame keep noise from buzzing at the frame rate.
     stft_sizes: list[int] = bounded(lambda: [64, 128, 256, 512, 1024], ge=16, le=65_536, min_length=1)
@@ -69,21 +77,21 @@ def stft_loss(generated: Tensor, real: Tensor, sizes: list[int]) -> Tensor:
     """
     losses = []
     for size in sizes:
-        a, b = magnitude(generated, size), magnitude(real, size)  # (B, size / 2 + 1, frames)
+        a, b = stft_magnitude(generated, size), stft_magnitude(real, size)  # (B, size / 2 + 1, frames)
         losses.append(F.l1_loss(a.log(), b.log()) + (a - b).norm() / (b.norm() + 1e-6))
     return torch.stack(losses).mean()
 
 
-def magnitude(waveform: Tensor, size: int) -> Tensor:
-    """waveform (B, T) => magnitude spectrogram (B, size / 2 + 1, frames), above 3e-5 so that silence has a gradient."""
-    with torch.autocast(waveform.device.type, enabled=False):
-        window = torch.hann_window(size, device=waveform.device)
-        spectrum = torch.stft(waveform.float(), size, size // 4, window=window, return_complex=True)
-        return (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
+def build_discriminator(name: DiscriminatorName, config: VocoderTrainingConfig) -> nn.Module:
+    if name == "period":
+        return MultiPeriodDiscriminator(config.period_discriminator)
+    if name == "scale":
+        return MultiScaleDiscriminator(config.scale_discriminator)
+    return MultiResolutionDiscriminator(config.resolution_discriminator)
 
 
 class VocoderTraining(Stage):
-    """Trains the vocoder against a multi-period and a multi-scale discriminator."""
+    """Trains the vocoder against discriminators of the waveform."""
 
     name = "vocoder"
     makes = "vocoder"
@@ -96,18 +104,13 @@ class VocoderTraining(Stage):
         self.automatic_optimization = False
         check_hop_length(vocoder, log_mel.config.hop_length)
         self.vocoder = prepare_for_training(vocoder.train().requires_grad_(True))
-        self.discriminators = nn.ModuleList(
-            [
-                MultiPeriodDiscriminator(config.period_discriminator),
-                MultiScaleDiscriminator(config.scale_discriminator),
-            ]
-        )
+        self.discriminators = nn.ModuleList(build_discriminator(name, config) for name in config.discriminators)
         self.log_mel = log_mel
         self.adversarial = False  # whether the discriminators have joined
 
     @classmethod
     def build(cls, experiment: Any, folder: ModelFolder) -> Stage:
-        vocoder = folder.start("vocoder") or build_vocoder(experiment.vocoder)
+        vocoder = folder.start("vocoder") or build_vocoder(experiment.vocoder, experiment.audio)
         return cls(experiment.training.vocoder, vocoder, LogMel(experiment.audio))
 
     @classmethod
@@ -117,8 +120,10 @@ class VocoderTraining(Stage):
         num_samples = frames_read(cls, experiment) * experiment.audio.hop_length
         if config.loss_weights.get("stft") and max(config.stft_sizes) // 2 >= num_samples:
             raise UserError(f"{key}.stft_sizes={config.stft_sizes}: too long for crops of {num_samples} samples")
-        if max(config.period_discriminator.periods) > num_samples:
+        if "period" in config.discriminators and max(config.period_discriminator.periods) > num_samples:
             raise UserError(f"{key}.period_discriminator.periods: longer than crops of {num_samples} samples")
+        if "resolution" in config.discriminators and max(config.resolution_discriminator.num_ffts) // 2 >= num_samples:
+            raise UserError(f"{key}.resolution_discriminator.num_ffts: too long for crops of {num_samples} samples")
 
     def optimized(self) -> dict[str, nn.Module]:
         return {"generator": self.vocoder, "discriminator": self.discriminators}
@@ -131,8 +136,8 @@ class VocoderTraining(Stage):
 
     def discriminate(self, waveform: Tensor) -> DiscriminatorOutput:
         """Waveform (B, T) => (logits, features) of all sub-discriminators."""
-        (logits, features), (more_logits, more_features) = (network(waveform) for network in self.discriminators)
-        return logits + more_logits, features + more_features
+        outputs = [network(waveform) for network in self.discriminators]
+        return [x for logits, _ in outputs for x in logits], [x for _, features in outputs for x in features]
 
     def generator_terms(self, waveform: Tensor, log_mel: Tensor, generated: Tensor) -> dict[str, Tensor]:
         difference = (self.log_mel(generated) - log_mel).abs()  # (B, 1, F, M)

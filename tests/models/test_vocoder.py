@@ -87,7 +87,7 @@ def test_folder_round_trip(vocoder, tmp_path):
 
 
 def test_user_errors(vocoder):
-    with pytest.raises(UserError, match=r"multiply to 160, but audio\.hop_length is 240"):
+    with pytest.raises(UserError, match=r"makes 160 samples of a frame, but audio\.hop_length is 240"):
         check_hop_length(vocoder, 240)
     with pytest.raises(UserError, match="upsample_kernel_sizes"):
         build_vocoder(VocoderConfig(upsample_kernel_sizes=[16, 16]))

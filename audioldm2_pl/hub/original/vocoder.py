@@ -8,7 +8,7 @@ from transformers import SpeechT5HifiGan
 
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.hub.original.checkpoint import Moves, Weights, count
-from audioldm2_pl.models.vocoder import VocoderConfig, build_vocoder
+from audioldm2_pl.models.vocoder import VocoderConfig, build_hifigan
 
 # Upsampling rates leave no mark on the shapes. Kernel sizes of the published vocoders -> their rates.
 RATES: dict[tuple[int, ...], list[int]] = {
@@ -65,4 +65,4 @@ def build_converted_vocoder(weights: Weights, rates: Sequence[int] | None) -> tu
         for keys, name, tensor in plain
         for key in keys
     )
-    return build_vocoder(config), moves
+    return build_hifigan(config), moves
