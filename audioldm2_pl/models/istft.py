@@ -10,6 +10,7 @@ Letters: B batch, F frames, M mel bins, T samples, D width, N samples in a Fouri
 import dataclasses
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 class ISTFTVocoder(nn.Module):
-    """log-mel (B, F, M) => waveform (B, F · hop).
+    """log-mel (B, F, M) => waveform (B, F · hop), in training beyond [-1, 1] too.
 
     Frame f of the spectrum is centred on sample (f + 1/2) · hop, as `LogMel`'s frames are. A linear map from log-mel to
     log-magnitude runs beside the backbone.
@@ -125,13 +126,15 @@ class ISTFTVocoder(nn.Module):
 
     def forward(self, log_mel: Tensor) -> Tensor:
         magnitude, phase = self.spectrum(log_mel)  # (B, F, K) each
-        with torch.autocast(log_mel.device.type, enabled=False):
+        # The meta device, where training's memory is counted, has no autocast.
+        with nullcontext() if log_mel.is_meta else torch.autocast(log_mel.device.type, enabled=False):
             spectrum, before = torch.polar(magnitude, phase), None
             for _ in range(self.config.griffin_lim_rounds):
                 rebuilt = self.analyse(self.synthesise(spectrum))  # (B, F, K)
                 ahead = rebuilt if before is None else rebuilt + MOMENTUM * (rebuilt - before)
                 spectrum, before = magnitude * ahead / (ahead.abs() + 1e-7), rebuilt
-            return self.synthesise(spectrum)
+            waveform = self.synthesise(spectrum)
+        return waveform if self.training else waveform.clamp(-1.0, 1.0)
 
     def synthesise(self, spectrum: Tensor) -> Tensor:
         """Complex spectrum (B, F, K) => waveform (B, F · hop): windowed frames, overlapped, added, and divided by what

@@ -13,7 +13,8 @@ from audioldm2_pl.audio import AudioConfig, LogMel
 from audioldm2_pl.config import ExperimentConfig
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.hub.folder import ModelFolder
-from audioldm2_pl.models.discriminators import MultiPeriodConfig, MultiScaleConfig
+from audioldm2_pl.models.discriminators import MultiPeriodConfig, MultiResolutionConfig, MultiScaleConfig
+from audioldm2_pl.models.istft import ISTFTConfig, ISTFTVocoder
 from audioldm2_pl.models.vocoder import VocoderConfig, build_vocoder, vocode
 from audioldm2_pl.training.optimizer import OptimizerConfig
 from audioldm2_pl.training.vocoder import VocoderTraining, VocoderTrainingConfig, stft_loss
@@ -35,15 +36,19 @@ VOCODER = VocoderConfig(
 )
 
 
-def build(**settings) -> VocoderTraining:
+ISTFT = VocoderConfig(kind="istft", istft=ISTFTConfig(hidden_size=32, intermediate_size=64, num_layers=2))
+
+
+def build(vocoder: VocoderConfig = VOCODER, **settings) -> VocoderTraining:
     torch.manual_seed(0)
     recipe = VocoderTrainingConfig(
         optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, betas=(0.8, 0.99)),
         period_discriminator=MultiPeriodConfig(periods=[2, 3], channels=[4, 8]),
         scale_discriminator=MultiScaleConfig(2, channels=[4, 8], kernel_sizes=[15, 5], strides=[2, 1], groups=[1, 4]),
+        resolution_discriminator=MultiResolutionConfig([256, 512], channels=4),
         **settings,
     )
-    return VocoderTraining(recipe, build_vocoder(VOCODER), LogMel(AudioConfig()))
+    return VocoderTraining(recipe, build_vocoder(vocoder, AudioConfig()), LogMel(AudioConfig()))
 
 
 def fit(stage: VocoderTraining, num_batches: int) -> VocoderTraining:
@@ -77,6 +82,35 @@ def test_adversarial_training_stays_finite():
     terms = stage.losses(tones())
     assert set(terms) == {"mel", "loud", "adversarial", "feature_matching", "discriminator"}
     assert all(term.isfinite() for term in terms.values())
+
+
+def test_the_istft_vocoder_overfits_one_batch():
+    stage = build(ISTFT, discriminator_start=1_000)
+    before = stage.losses(tones())["mel"].item()
+    fit(stage, 40)
+    assert stage.losses(tones())["mel"].item() < 0.4 * before
+
+
+def test_the_istft_vocoder_against_vocos_discriminators(tmp_path):
+    stage = fit(build(ISTFT, discriminators=["period", "resolution"]), 3)
+    terms = stage.losses(tones())
+    assert {"adversarial", "feature_matching", "discriminator"} < set(terms)
+    assert all(term.isfinite() for term in terms.values())
+    folder = ModelFolder(tmp_path, started={"vocoder": "elsewhere"})
+    folder.save("vocoder", stage.parts()["vocoder"])
+    again = VocoderTraining.build(ExperimentConfig(vocoder=ISTFT), folder)  # goes on from the folder's
+    assert isinstance(again.vocoder, ISTFTVocoder)
+    log_mel = torch.randn(1, 1, 8, 64)
+    torch.testing.assert_close(vocode(again.vocoder.eval(), log_mel), vocode(stage.vocoder.eval(), log_mel))
+
+
+def test_crops_too_short_for_a_resolution_are_refused():
+    experiment = ExperimentConfig()
+    experiment.training.vocoder = VocoderTrainingConfig(
+        discriminators=["resolution"], resolution_discriminator=MultiResolutionConfig([65_536])
+    )
+    with pytest.raises(UserError, match=r"resolution_discriminator.num_ffts: too long for crops of 8\d* samples"):
+        VocoderTraining.check(experiment)
 
 
 def test_discriminators_join_on_time():
