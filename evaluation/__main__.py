@@ -18,6 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_report_parser(commands)
     add_external_parser(commands)
     add_copy_synthesis_parser(commands)
+    add_generate_parser(commands)
     add_score_parser(commands)
     add_listen_parser(commands)
     return parser
@@ -77,6 +78,30 @@ def add_report_parser(commands: argparse._SubParsersAction) -> None:
     report.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
     report.add_argument("--fresh", action="store_true", help="train the classifier and generate all audio anew")
     report.set_defaults(run=run_report, overrides=[])
+
+
+def add_generate_parser(commands: argparse._SubParsersAction) -> None:
+    generate = commands.add_parser(
+        "generate",
+        help="a test set's captions through any system, at one length and level",
+        description="A .wav a caption by our model, a rival's or a folder of clips, for `score` and `listen`. "
+        "Clips that are there stay. key=value are settings of the system, such as num_inference_steps=100.",
+    )
+    generate.add_argument("system", help="ours, audioldm2, musicgen … : a file in evaluation/systems/ names each")
+    generate.add_argument("source", help="model folder, hub id or folder of clips")
+    generate.add_argument("captions", type=Path, metavar="CAPTIONS.csv", help="with the columns filename and caption")
+    generate.add_argument("output", type=Path, help="folder for the clips, and system.json that says how they are made")
+    generate.add_argument("--seconds", type=float, help="of every clip: longer ones are cut, shorter ones padded (10)")
+    generate.add_argument("--seed", type=int, help="default 0; each clip's own follows from it and the clip's name")
+    generate.add_argument("--sample-rate", type=int, metavar="HZ", help="of the files (default 16000)")
+    generate.add_argument("--peak", type=peak, default=0.5, help="of every clip, or null: its own (default 0.5)")
+    generate.add_argument("--batch-size", type=int, help="clips at a time (default 8)")
+    generate.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
+    generate.set_defaults(run=run_generate, overrides=[])
+
+
+def peak(text: str) -> float | None:
+    return None if text == "null" else float(text)
 
 
 def html_path(text: str) -> Path:
@@ -166,6 +191,23 @@ def run_copy_synthesis(options: argparse.Namespace) -> None:
         options.model, options.sounds, options.output, options.match, options.vocoder == "griffin-lim"
     )
     print(f"{len(written)} files in {options.output}")
+
+
+def run_generate(options: argparse.Namespace) -> None:
+    from audioldm2_pl.cli import pick_device
+    from audioldm2_pl.fields import nearest
+
+    from .systems import SYSTEMS
+    from .systems.folder import ClipOptions, generate_clips, parse_settings
+
+    if options.system not in SYSTEMS:
+        raise UserError(f"{options.system}: no such system; {nearest(options.system, sorted(SYSTEMS))}")
+    opener = SYSTEMS[options.system]
+    given = given_of(options, "seconds", "seed", "sample_rate", "batch_size")
+    settings = parse_settings(opener, options.overrides)
+    clip_options = ClipOptions(**given, peak=options.peak, settings=settings, device=pick_device(options.device))
+    written, kept = generate_clips(opener, options.source, options.captions, options.output, clip_options)
+    print(f"{written} clips written, {kept} kept in {options.output}")
 
 
 def run_score(options: argparse.Namespace) -> None:

@@ -71,7 +71,10 @@ def test_differences_are_named():
     [
         ("mine: {scores: {kl: {kind: kl, model: x, epsilom: 1}}}", "epsilom"),
         ("mine: {scores: {kl: {kind: kl, model: x}}}", "scores.kl.model='x'"),
-        ("mine: {models: {x: {backend: mert, weights: y}}, scores: {}}", "choose from clap, classifier, encodec"),
+        (
+            "mine: {models: {x: {backend: mert, weights: y}}, scores: {}}",
+            "choose from audiomae, clap, classifier, encodec",
+        ),
         ("mine: {models: {x: {backend: classifier, weights: y, audio: {bits: 8}}}}", "audio.bits"),
         ("mine: {models: {x: {backend: classifier, weights: y}}}", "names no scores"),
         (
