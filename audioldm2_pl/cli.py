@@ -1,4 +1,4 @@
-"""`audioldm2`: train, generate, edit, describe, import. Thin; heavy imports wait until a sub-command runs."""
+"""`audioldm2`: train, status, generate, edit, describe, import. Thin; heavy imports wait until a sub-command runs."""
 
 import argparse
 import os
@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="audioldm2", description="Train AudioLDM 2 and make sound with it.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_train, add_generate, add_edit, add_describe, add_import):
+    for add in (add_train, add_status, add_generate, add_edit, add_describe, add_import):
         add(commands)
     return parser
 
@@ -41,6 +41,13 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     train.add_argument("overrides", nargs="*", metavar="key=value", help="anything in the YAML, such as seed=1")
     train.add_argument("--allow-pipe", action="store_true", help="run the commands of pipe: folders in data.train")
     train.set_defaults(run=run_train)
+
+
+def add_status(commands: argparse._SubParsersAction) -> None:
+    status = commands.add_parser("status", help="show how far an experiment's run is, and what comes next")
+    status.add_argument("experiment", type=Path, help="an experiment's YAML")
+    status.add_argument("overrides", nargs="*", metavar="key=value", help="as `train` was given them")
+    status.set_defaults(run=run_status)
 
 
 def add_generate(commands: argparse._SubParsersAction) -> None:
@@ -184,6 +191,15 @@ def run_train(args: argparse.Namespace) -> None:
     print(f"model: {experiment.model_folder}")
     if not (folder := ModelFolder(experiment.model_folder)).opens_in_diffusers:
         print(f"stock diffusers does not open it: {folder.own_parts()}")
+
+
+def run_status(args: argparse.Namespace) -> None:
+    from audioldm2_pl.config import load_experiment
+    from audioldm2_pl.training.status import describe_status
+
+    experiment = load_experiment(args.experiment, args.overrides)
+    command = shlex.join(["audioldm2", "train", str(args.experiment), *args.overrides])
+    print(describe_status(experiment, command))
 
 
 def run_describe(args: argparse.Namespace) -> None:

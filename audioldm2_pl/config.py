@@ -35,6 +35,7 @@ from audioldm2_pl.training.adapter import check_adapter
 from audioldm2_pl.training.audiomae import AudioMAETrainingConfig
 from audioldm2_pl.training.clap import CLAPTrainingConfig
 from audioldm2_pl.training.decoder import DecoderTrainingConfig
+from audioldm2_pl.training.finite import OnNaN
 from audioldm2_pl.training.gpt2 import GPT2TrainingConfig
 from audioldm2_pl.training.image import ImageTrainingConfig
 from audioldm2_pl.training.joint import JointTrainingConfig
@@ -80,7 +81,8 @@ class TrainerConfig:
     num_threads: int | None = bounded(None, ge=1, le=65_536)  # of the CPU; null leaves torch's choice
     parallel_stages: int = bounded(1, ge=1)  # of clap, audiomae, vae, vocoder at a time, on a CPU of several cores
     loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)  # beside the CSV
-    log_every_batches: int = bounded(20, ge=1)  # losses go to the logs this often
+    log_every_batches: int = bounded(20, ge=1)  # losses, speed and gradients go to the logs this often
+    on_nan: OnNaN = "stop"  # at a loss that is not finite, or "skip" the batch
     validate_every_batches: int | None = bounded(None, ge=1)  # null never validates
     validation_batches: int = bounded(8, ge=1)  # batches of the test split in one validation
     sample_every_batches: int | None = bounded(None, ge=1)  # sounds of `sample_clips` clips this often; null never

@@ -4,7 +4,9 @@ import csv
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
@@ -12,31 +14,42 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from audioldm2_pl.config import ExperimentConfig
 
 
-class LossCurves(L.Callback):
-    """Losses to a CSV with the columns batch, name, value. A resumed run drops the rows that it repeats."""
+class CurveFile:
+    """A CSV with the columns batch, name, value. A resumed run drops the rows that it repeats."""
 
-    def __init__(self, path: Path, every_batches: int):
+    def __init__(self, path: Path):
         self.path = path
-        self.every_batches = every_batches
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        first = trainer.fit_loop.batch_idx + 1
+    def begin(self, first_batch: int) -> None:
+        """Keeps the rows of batches before the first that is to come."""
         rows = []
-        if self.path.is_file() and first > 0:
+        if self.path.is_file() and first_batch > 0:
             with self.path.open(newline="") as file:
-                rows = [row for row in csv.reader(file) if row[0].isdigit() and int(row[0]) < first]
+                rows = [row for row in csv.reader(file) if row[0].isdigit() and int(row[0]) < first_batch]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("w", newline="") as file:
             csv.writer(file).writerows([["batch", "name", "value"], *rows])
 
-    def write(self, trainer: L.Trainer, split: str, batch_idx: int) -> None:
-        if not trainer.is_global_zero:
-            return
-        metrics = {k: v for k, v in trainer.callback_metrics.items() if k.startswith(split)}
+    def write(self, batch_idx: int, values: Mapping[str, Any]) -> None:
         with self.path.open("a", newline="") as file:
-            csv.writer(file).writerows([batch_idx, name, f"{float(value):.6g}"] for name, value in metrics.items())
+            csv.writer(file).writerows([batch_idx, name, f"{float(value):.6g}"] for name, value in values.items())
+
+
+class LossCurves(L.Callback):
+    """Losses to a CSV every so many batches, and at each validation."""
+
+    def __init__(self, curves: CurveFile, every_batches: int):
+        self.curves = curves
+        self.every_batches = every_batches
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.curves.begin(trainer.fit_loop.batch_idx + 1)
+
+    def write(self, trainer: L.Trainer, split: str, batch_idx: int) -> None:
+        if trainer.is_global_zero:
+            losses = {k: v for k, v in trainer.callback_metrics.items() if k.startswith(split)}
+            self.curves.write(batch_idx, losses)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if batch_idx % self.every_batches == 0:

@@ -33,8 +33,9 @@ from audioldm2_pl.training.adapter import adapt, output_folder
 from audioldm2_pl.training.checkpoint import Resumable, check_resumable, describe_changes, read_checkpoint
 from audioldm2_pl.training.checks import check_stages
 from audioldm2_pl.training.ema import EMA
+from audioldm2_pl.training.finite import FiniteLoss
 from audioldm2_pl.training.interruption import INTERRUPTION
-from audioldm2_pl.training.logging import LossCurves, build_loggers, quieten
+from audioldm2_pl.training.logging import CurveFile, LossCurves, build_loggers, quieten
 from audioldm2_pl.training.ranks import (
     broadcast_from_rank_zero,
     build_trainer,
@@ -55,6 +56,7 @@ from audioldm2_pl.training.records import (
     rewind,
 )
 from audioldm2_pl.training.samples import Samples
+from audioldm2_pl.training.speed import Speed
 from audioldm2_pl.training.stage import Stage
 
 Features = dict[str, dict[str, torch.Tensor]]  # clip's id -> frozen networks' outputs
@@ -300,8 +302,13 @@ def callbacks_of(experiment: ExperimentConfig, stage: Stage, ema: EMA | None) ->
     callbacks: list[L.Callback] = [ema] if ema else []
     if every and type(stage).preview is not Stage.preview and is_rank_zero():
         callbacks.append(Samples(experiment, experiment.run_folder / "samples" / stage.name, every, ema))
-    curves = experiment.run_folder / "logs" / stage.name / "metrics.csv"
-    return [*callbacks, LossCurves(curves, experiment.trainer.log_every_batches)]
+    logs, every = experiment.run_folder / "logs" / stage.name, experiment.trainer.log_every_batches
+    return [
+        *callbacks,
+        Speed(CurveFile(logs / "speed.csv"), every),
+        FiniteLoss(experiment.trainer.on_nan, logs / "skipped.jsonl"),
+        LossCurves(CurveFile(logs / "metrics.csv"), every),
+    ]
 
 
 def trainer_of(experiment: ExperimentConfig, stage: Stage, callbacks: list[L.Callback]) -> L.Trainer:

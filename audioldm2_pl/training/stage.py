@@ -10,6 +10,7 @@ own generator, of which dropout makes its masks, differs from rank to rank.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any, ClassVar
@@ -90,9 +91,8 @@ class Stage(L.LightningModule):
         self.rates: list[list[float]] = []  # of each optimiser's groups, after the warm-up
         self.batch_idx = 0  # of the training batch
         self.shared = SharedRandom(seed_of(self.seed, self.name))  # seeded anew for each batch
+        self.guard: Callable[[Tensor], Tensor] = lambda loss: loss  # what looks at a loss before its gradient is taken
         self.saved_optimizers: list[dict[str, Any]] = []  # of the checkpoint that the stage resumes from
-
-    # ---- what a stage defines
 
     @classmethod
     def build(cls, experiment: Any, folder: ModelFolder) -> Stage:
@@ -148,8 +148,6 @@ class Stage(L.LightningModule):
 
     def finish(self, data: AudioShards) -> None:
         """Last measurements before the parts are saved."""
-
-    # ---- what the base does with it
 
     def freeze(self, **networks: nn.Module) -> None:
         self.frozen.update({name: net.eval().requires_grad_(False) for name, net in networks.items()})
@@ -302,7 +300,7 @@ class Stage(L.LightningModule):
         """The scalar that Lightning's automatic optimisation takes the gradient of."""
         terms = self.losses(batch)
         self.log_terms(terms, len(batch["key"]))
-        return self.total(terms)
+        return self.guard(self.total(terms))
 
     def steps_after(self, batch_idx: int) -> bool:
         """Whether the optimisers step after this batch: the last of `accumulate_batches`, or of the budget."""
@@ -311,18 +309,19 @@ class Stage(L.LightningModule):
 
     def update(self, optimizer: Any, loss: Tensor, batch_idx: int) -> None:
         """Backward, and at the last of `accumulate_batches` a step: what a stage with manual optimisation calls."""
-        self.manual_backward(loss / self.config.accumulate_batches)
+        self.manual_backward(self.guard(loss) / self.config.accumulate_batches)
         if self.steps_after(batch_idx):
-            self.clip_gradients(optimizer, self.config.gradient_clip, "norm")
             optimizer.step()
             optimizer.zero_grad()
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        if not self.automatic_optimization:
+            self.clip_gradients(optimizer, self.config.gradient_clip, "norm")
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Losses with the averaged weights and all conditions; a batch's draws are the same in every validation."""
         self.shared = SharedRandom(seed_of(self.seed, self.name, "validation", batch_idx))
         self.log_terms(self.losses(batch), len(batch["key"]), "val")
-
-    # ---- checkpoints
 
     def parameter_names(self, optimizer: torch.optim.Optimizer) -> list[str]:
         """The optimiser's parameters in its own order."""
