@@ -100,6 +100,20 @@ class ToyStage(Stage):
         return {}
 """
 
+SYSTEM = """
+import torch
+
+from .system import Opener, System
+
+
+def open_hum(source, device, settings):
+    time = torch.arange(16_000) / 8_000
+    return System(8_000, lambda requests, seconds: [torch.sin(300 * time + len(r.caption)) for r in requests])
+
+
+HUM = Opener("hum", open_hum, None)
+"""
+
 METRIC = """
 import numpy as np
 
@@ -150,6 +164,7 @@ TOYS: dict[str, tuple[str, str, dict[str, tuple[str, list[str]]]]] = {
         },
     ),
     "metric": ("evaluation/metrics/toy_peak.py", METRIC, {}),
+    "peer system": ("evaluation/systems/toy_hum.py", SYSTEM, {}),
     "editing ability": ("audioldm2_pl/keep_half.py", EDIT, {}),
     "sampler option": (
         "",
@@ -203,6 +218,13 @@ assert (experiment.run_folder / "stages" / "toy.json").is_file()
 # metric: found by itself, with its unit and direction
 from evaluation.metrics import METRICS
 assert METRICS["toy_peak"].higher_is_better
+
+# peer system: a command's word, found by itself
+from evaluation.__main__ import main as evaluate
+captions = Path(runs) / "captions.csv"
+captions.write_text("filename,caption\\na.wav,a bell\\n")
+assert evaluate(["generate", "hum", "nowhere", str(captions), f"{runs}/hum", "--seconds", "1"]) == 0
+assert (Path(runs) / "hum/a.wav").is_file()
 
 # editing ability: kept latents come through
 from audioldm2_pl.keep_half import keep_second_half
