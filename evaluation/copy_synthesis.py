@@ -1,5 +1,6 @@
 """Copy synthesis: recordings => their log-mels => waveforms, the most that any model with this vocoder can reach."""
 
+from fnmatch import fnmatch
 from math import ceil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.hub.parts import find_model
 from audioldm2_pl.models.vocoder import front_end_of, vocode
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+from .folders import clip_files
 
 
 @torch.no_grad()
@@ -26,17 +27,17 @@ def copy_synthesis(
     vocoder = ModelFolder(find_model(model)).load("vocoder").eval()
     audio = AudioConfig(**front_end_of(vocoder))
     log_mel_of = LogMel(audio)
-    files = [path for path in sorted(sounds.rglob(match)) if path.suffix.lower() in SUFFIXES]
+    files = {name: path for name, path in clip_files(sounds).items() if fnmatch(path.name, match)}
     if not files:
-        raise UserError(f"{sounds}: no {', '.join(SUFFIXES)} in it whose name matches {match!r}")
+        raise UserError(f"{sounds}: holds no audio whose name matches {match!r}")
     written = []
-    for path in files:
+    for name, path in files.items():
         waveform = load_waveform(path, audio.sample_rate)  # (T,)
         whole = ceil(len(waveform) / audio.hop_length) * audio.hop_length
         prepared = torch.from_numpy(prepare_clip(waveform, audio.sample_rate, audio, max(whole, audio.num_fft)))
         log_mel = log_mel_of(prepared[None])  # (1, 1, F, M)
         made = griffin_lim(log_mel, audio) if by_griffin_lim else vocode(vocoder, log_mel)
-        name = output / path.relative_to(sounds).with_suffix(".wav")
-        save_waveform(name, made[0, : len(waveform)], audio.sample_rate)
-        written.append(name)
+        copy = output / f"{name}.wav"
+        save_waveform(copy, made[0, : len(waveform)], audio.sample_rate)
+        written.append(copy)
     return written

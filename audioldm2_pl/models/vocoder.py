@@ -30,7 +30,7 @@ RECORDED = ("num_fft", "window_length", "mel_min_hz", "mel_max_hz", "peak")  # o
 class VocoderConfig:
     """HiFi-GAN's generator; level i has upsample_initial_channel / 2^(i+1) channels. Defaults: the published model.
 
-    The iSTFT vocoder reads the first two and the last three fields alone.
+    The iSTFT vocoder reads the first three and the last three fields alone.
     """
 
     kind: Literal["hifigan", "istft"] = "hifigan"  # stock diffusers runs HiFi-GAN alone

@@ -8,7 +8,6 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from audioldm2_pl.atomic import write_text
 from audioldm2_pl.errors import UserError
 
 OnNaN = Literal["stop", "skip"]
@@ -18,7 +17,7 @@ class FiniteLoss(L.Callback):
     """Looks at every loss before its gradient is taken, on all ranks.
 
     "stop" raises UserError before a checkpoint holds the damage. "skip" takes no step of the optimisers, drops what
-    gradients were accumulated, and writes the clips' keys to a file; no rank has to wait for another.
+    gradients were accumulated, and writes the clips' keys to a file; the ranks stay in step.
     """
 
     def __init__(self, on_nan: OnNaN, path: Path):
@@ -39,9 +38,8 @@ class FiniteLoss(L.Callback):
         if not trainer.strategy.reduce_boolean_decision(own, all=False):
             return loss
         place = f"{pl_module.name}: batch {pl_module.batch_idx}"
-        clips = (
-            f"clips {', '.join(self.keys[:8])}{' …' if len(self.keys) > 8 else ''}" if own else "another rank's clips"
-        )
+        named = self.keys if len(self.keys) <= 8 else [*self.keys[:8], "…"]
+        clips = f"clips {', '.join(named)}" if own else "another rank's clips"
         if self.on_nan == "stop":
             raise UserError(
                 f"{place}: the loss is not finite ({clips}); lower the learning rate, set gradient_clip, or leave such "
@@ -50,8 +48,8 @@ class FiniteLoss(L.Callback):
         if own and not self.skips:
             print(f"{place}: the loss is not finite; skipped {clips}", flush=True)
             line = json.dumps({"batch": pl_module.batch_idx, "rank": trainer.global_rank, "keys": self.keys})
-            before = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
-            write_text(self.path, f"{before}{line}\n")
+            with self.path.open("a", encoding="utf-8") as file:  # which other ranks may append to as well
+                file.write(f"{line}\n")
         self.skips = True
         trained = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
         return 0.0 * torch.stack([parameter.sum() for parameter in trained]).sum()  # a gradient for DDP to wait for

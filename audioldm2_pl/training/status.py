@@ -13,11 +13,13 @@ from audioldm2_pl.training.adapter import output_folder
 from audioldm2_pl.training.checkpoint import Changes, changed_settings, describe_changes, read_checkpoint
 from audioldm2_pl.training.records import checkpoint_of, recipe, record_of
 
+LEFT = ("stopped", "begun, nothing saved", "not begun")  # states of a stage that is still to be trained
+
 
 @dataclass
 class StageStatus:
     name: str
-    state: str  # finished, stopped, begun, not begun, or where its parts are taken from
+    state: str  # "finished", one of LEFT, or where its parts are taken from
     batches: int = 0  # trained
     budget: int = 0
     seconds: float | None = None  # in training
@@ -40,13 +42,13 @@ def status_of(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> S
         found = read_json_object(record)
         lost = [part for part in found.get("parts", ()) if not output_folder(experiment, folder).has(part)]
         changes = changes_since(experiment, name, found.get("recipe", {}))
-        return StageStatus(name, "finished", found["batches"], budget, found["seconds"], changes, lost)
+        return StageStatus(name, "finished", found.get("batches", 0), budget, found.get("seconds"), changes, lost)
     if checkpoint.is_file():
         content = read_checkpoint(checkpoint)
         own = content["callbacks"].get("Resumable", {})
         changes = changes_since(experiment, name, own.get("recipe", {}))
         return StageStatus(name, "stopped", content["AudioShards"]["batches"], budget, own.get("seconds"), changes)
-    if (logged := last_batch(experiment.run_folder / "logs" / name / "metrics.csv")) is not None:
+    if (logged := last_batch(curves_of(experiment, name))) is not None:
         return StageStatus(name, "begun, nothing saved", logged, budget)
     return StageStatus(name, "not begun", 0, budget)
 
@@ -57,6 +59,10 @@ def changes_since(experiment: ExperimentConfig, name: str, before: dict) -> Chan
         return changed_settings(name, before, recipe(experiment, name))
     except UserError:
         return {}
+
+
+def curves_of(experiment: ExperimentConfig, name: str) -> Path:
+    return experiment.run_folder / "logs" / name / "metrics.csv"
 
 
 def last_batch(curves: Path) -> int | None:
@@ -100,12 +106,12 @@ def describe_status(experiment: ExperimentConfig, command: str) -> str:
         batches = f"{stage.batches:,} of {stage.budget:,} batches" if stage.budget else ""
         lines.append(f"  {stage.name:<10}{stage.state:<{width + 2}}{batches:<28}{duration(stage.seconds)}".rstrip())
         lines += [f"  {'':<10}{note}" for note in stage.notes]
-    holder = holder_of(experiment.run_folder)
-    left = next((s for s in stages if s.state in ("stopped", "begun, nothing saved", "not begun")), None)
-    if holder:
-        curves = experiment.run_folder / "logs" / left.name / "metrics.csv" if left else None
-        at = f" {left.name}, batch {last_batch(curves) or 0:,}," if left and curves else ""
-        return "\n".join([*lines, f"in training:{at} by {holder}"])
-    if left is None:
-        return "\n".join([*lines, f"finished: {experiment.model_folder}"])
-    return "\n".join([*lines, f"next: {left.name}, by {command}"])
+    left = next((stage.name for stage in stages if stage.state in LEFT), None)
+    if holder := holder_of(experiment.run_folder):
+        at = f" {left}, batch {last_batch(curves_of(experiment, left)) or 0:,}," if left else ""
+        lines.append(f"in training:{at} by {holder}")
+    elif left is None:
+        lines.append(f"finished: {experiment.model_folder}")
+    else:
+        lines.append(f"next: {left}, by {command}")
+    return "\n".join(lines)

@@ -58,7 +58,7 @@ class VocoderTrainingConfig(StageConfig):
         lambda: {"mel": 45.0, "adversarial": 1.0, "feature_matching": 2.0},
         keys=("mel", "loud", "stft", "adversarial", "feature_matching"),
         ge=0,
-    )  # beside them: `loud`, the mel term weighted by energy, `stft`; with them a small vocoder learns sooner
+    )  # beside them: `loud`, the mel term weighted by energy, and `stft`; with them a small vocoder learns sooner
     # Vocos has period and resolution
     discriminators: list[DiscriminatorName] = bounded(lambda: ["period", "scale"], min_length=1)
     period_discriminator: MultiPeriodConfig = field(default_factory=MultiPeriodConfig)

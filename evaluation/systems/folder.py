@@ -106,8 +106,8 @@ def describe(opener: Opener, source: str, texts: Mapping[str, str], options: Cli
     return {
         "system": opener.name,
         "source": source,
-        "library": opener.library,
-        "version": version_of(opener.library),
+        "package": opener.package,
+        "version": version_of(opener.package),
         "settings": dict(options.settings),
         "seconds": options.seconds,
         "sample_rate": options.sample_rate,
@@ -117,10 +117,10 @@ def describe(opener: Opener, source: str, texts: Mapping[str, str], options: Cli
     }
 
 
-def version_of(library: str | None) -> str | None:
+def version_of(package: str | None) -> str | None:
     """None where it is not installed, as this project itself may not be."""
     try:
-        return metadata.version(library) if library else None
+        return metadata.version(package) if package else None
     except metadata.PackageNotFoundError:
         return None
 

@@ -41,7 +41,7 @@ class Opener:
 
     name: str  # on the command line
     open: Callable[[str, str, Settings], System]  # folder or hub id, device, settings
-    library: str | None  # the package whose version decides the sound
+    package: str | None  # the one whose version decides the sound
     settings: Mapping[str, type] = field(default_factory=dict)  # name -> int, float or str
 
 

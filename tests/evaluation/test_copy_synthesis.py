@@ -54,7 +54,7 @@ def test_names_are_chosen_by_a_pattern(model, sounds, tmp_path, capsys):
     assert main(["copy-synthesis", str(model), str(sounds), str(output), "--match", "1-*"]) == 0
     assert sorted(path.name for path in output.rglob("*.wav")) == ["1-a.wav", "1-b.wav"]
     assert main(["copy-synthesis", str(model), str(sounds), str(output), "--match", "9-*"]) == 2
-    assert "no .wav, .flac, .ogg, .mp3 in it whose name matches '9-*'" in capsys.readouterr().err
+    assert "holds no audio whose name matches '9-*'" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_vocoder(sounds, tmp_path, capsys):

@@ -149,7 +149,7 @@ def test_the_command_writes_clips_of_one_length_and_level(folder_of, captions, t
         waveform, rate = read_audio(path)
         assert (rate, waveform.shape) == (8_000, (3_200, 1)) and abs(np.abs(waveform).max() - 0.5) < 1e-3
     record = json.loads((output / "system.json").read_text())
-    assert record["system"] == "audioldm" and record["library"] == "diffusers" and record["version"]
+    assert record["system"] == "audioldm" and record["package"] == "diffusers" and record["version"]
     assert record["settings"] == {"num_inference_steps": 2} and (record["seconds"], record["seed"]) == (0.4, 0)
 
     kept, before = files["a"].stat().st_mtime_ns, read_audio(files["b"])[0]

@@ -18,11 +18,11 @@ from audioldm2_pl.training.vae import VAETraining
 
 
 def break_at(monkeypatch, stage: type[Stage], batches: tuple[int, ...]) -> None:
-    """Makes the losses of those batches NaN, by way of an infinite gradient's term."""
-    losses = stage.total
+    """Makes the losses of those batches NaN."""
+    original = stage.total
 
     def total(self, terms):
-        value = losses(self, terms)
+        value = original(self, terms)
         return value * math.nan if self.batch_idx in batches else value
 
     monkeypatch.setattr(stage, "total", total)
@@ -63,7 +63,7 @@ def test_a_skipped_batch_moves_no_weight(smoke, smoke_run, monkeypatch, name, st
     """All four batches skipped: the weights are those of the start, whatever weight decay and momentum would do."""
     model = smoke_run.model_folder
     given = {"clap": model, "audiomae": model} | ({"vae": model} if name == "ldm" else {})
-    start = {"unet": "unet", "vae": "vae"}["unet" if name == "ldm" else "vae"]
+    start = "unet" if name == "ldm" else "vae"
     options = [f"from.{part}={path}" for part, path in given.items()]
     experiment = smoke(
         f"stages=[{name}]", "name=skipped", "trainer.on_nan=skip", f"start_from.{start}={model}",
