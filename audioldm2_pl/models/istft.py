@@ -26,7 +26,6 @@ from audioldm2_pl.fields import bounded, check_fields
 from audioldm2_pl.weights import read_weights
 
 CLASS_NAME = "ISTFTVocoder"  # in config.json
-MAX_LOG_MAGNITUDE = 8.0  # of a bin: above that of any waveform in [-1, 1] that a log-mel's frames hold
 MOMENTUM = 0.99  # of the fast Griffin-Lim algorithm (Perraudin et al. 2013)
 
 
@@ -43,10 +42,10 @@ class ISTFTConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "vocoder.istft.")
-        if self.num_fft % 2 or self.hop_length % 2 or self.num_fft < 2 * self.hop_length:
+        if (self.num_fft - self.hop_length) % 2 or self.num_fft < 2 * self.hop_length:
             raise UserError(
-                f"vocoder.istft.num_fft={self.num_fft} and hop_length={self.hop_length} have to be even, and the first "
-                "at least twice the second"
+                f"vocoder.istft.num_fft={self.num_fft} has to be at least twice hop_length={self.hop_length}, and odd "
+                "or even as that is"
             )
 
 
@@ -102,7 +101,8 @@ class ISTFTVocoder(nn.Module):
         the mean of the two is taken. Training goes on from there: without it the vocoder learns several times as long.
         """
         with torch.device("cpu"):  # also where the vocoder is described on the meta device
-            frequencies = torch.linspace(0, audio.sample_rate / 2, self.config.num_fft // 2 + 1)  # (K,)
+            num_bins = self.config.num_fft // 2 + 1
+            frequencies = torch.arange(num_bins) * (audio.sample_rate / self.config.num_fft)  # (K,)
             centres = torch.tensor(mel_centres(audio))  # (M,)
             after = torch.searchsorted(centres, frequencies).clamp(1, len(centres) - 1)  # (K,)
             share = ((frequencies - centres[after - 1]) / (centres[after] - centres[after - 1])).clamp(0, 1)
@@ -122,7 +122,8 @@ class ISTFTVocoder(nn.Module):
             x = block(x)
         difference, phase = self.head(self.last_norm(x)).float().chunk(2, dim=2)  # (B, F, K) each
         log_magnitude = self.log_magnitude(log_mel).float() + difference  # (B, F, K)
-        return log_magnitude.clamp(max=MAX_LOG_MAGNITUDE).exp(), phase
+        loudest = math.log(self.config.num_fft)  # four times what a sine of full scale reaches
+        return log_magnitude.clamp(max=loudest).exp(), phase
 
     def forward(self, log_mel: Tensor) -> Tensor:
         magnitude, phase = self.spectrum(log_mel)  # (B, F, K) each

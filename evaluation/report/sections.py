@@ -19,7 +19,8 @@ from .page import Chart, Page, Part, Section, Table, duration, percent, shaded, 
 from .published import published_tables
 from .sounds import figures_section, labelled_section, listen_section, metrics_of
 
-COST_NAMES = {
+OTHER_NAMES = {  # of what is measured beside the scores
+    "levels": "Clipped samples",
     "seconds": "Time of all stages and this report",
     "peak_memory_gib": "Memory of the largest process",
 }
@@ -121,9 +122,9 @@ def targets_table(targets: dict[str, dict]) -> Table:
     }
     rows = []
     for key, target in targets.items():
-        group, _, system = key.partition(".")
+        group, system, *_ = [*key.split("."), ""]
         bound = "≥" if target["bound"] == "at least" else "≤"
-        title = METRICS[group].title if group in METRICS else COST_NAMES[group]
+        title = METRICS[group].title if group in METRICS else OTHER_NAMES[group]
         name = Markup("{} <small>{}</small>").format(title, SYSTEM_NAMES.get(system, ""))
         value = Markup("<b>{}</b>").format(in_units(group, target["value"]))
         wanted = f"{bound} {in_units(group, target['target'], exact=False)}"
@@ -139,7 +140,7 @@ def in_units(group: str, value: float | None, exact: bool = True) -> str:
         return duration(value)
     if group == "peak_memory_gib":
         return f"{value:.2f} GiB" if exact else f"{value:.0f} GiB"
-    return percent(value) if exact else f"{100 * value:.0f} %"
+    return percent(value) if exact else f"{100 * value:g} %"
 
 
 def outside_notes(result: dict[str, Any]) -> list[str]:

@@ -37,7 +37,7 @@ def test_size_of_vocos():
     assert sum(p.numel() for p in vocoder.parameters()) - num_linear == 13_531_650  # 13.5 M, as published
 
 
-@pytest.mark.parametrize(("hop", "num_fft"), [(160, 640), (160, 1024), (160, 320), (480, 1920), (10, 62)])
+@pytest.mark.parametrize(("hop", "num_fft"), [(160, 640), (160, 1024), (160, 320), (480, 1920), (441, 1765), (9, 37)])
 def test_frames_add_up_to_the_waveform(hop, num_fft):
     vocoder = build(hop_length=hop, num_fft=num_fft)
     waveform = torch.randn(2, 30 * hop)
@@ -138,5 +138,16 @@ def test_a_damaged_config_gets_one_line(tmp_path):
 
 
 def test_sizes_that_do_not_fit():
-    with pytest.raises(UserError, match=r"num_fft=300 and hop_length=160 have to be even"):
+    with pytest.raises(UserError, match=r"num_fft=300 has to be at least twice hop_length=160"):
         ISTFTConfig(num_fft=300)
+    with pytest.raises(UserError, match=r"num_fft=641 .* odd or even as that is"):
+        ISTFTConfig(num_fft=641)
+
+
+@pytest.mark.parametrize("num_fft", [640, 4096])
+def test_the_loudest_bin_has_room_for_a_sine_of_full_scale(num_fft):
+    """Of any window length; what a damaged log-mel asks for beyond that is cut."""
+    vocoder = build(num_fft=num_fft)
+    sine = torch.sin(2 * torch.pi * 1_000 * torch.arange(80 * 160) / 16_000)[None]
+    magnitude, _ = vocoder.spectrum(torch.full((1, 4, 64), 100.0))
+    assert vocoder.analyse(sine).abs().max() < magnitude.max() <= 4.1 * vocoder.analyse(sine).abs().max()
