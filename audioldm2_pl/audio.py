@@ -240,6 +240,13 @@ class LogMel(nn.Module):
             return mel.clamp(min=1e-5).log().unsqueeze(1)
 
 
+def limit_peak(waveform: Tensor) -> Tensor:
+    """Waveforms (B, T) of any peak => in [-1, 1]: those over full scale are turned down, by 6 dB at most, so that a
+    tone that came out too loud is not distorted; what is louder still, as one short burst, is clipped."""
+    gain = 1 / waveform.abs().amax(1, keepdim=True).clamp(min=1.0, max=2.0)  # (B, 1)
+    return (waveform * gain).clamp(-1.0, 1.0)
+
+
 def griffin_lim(log_mel: Tensor, config: AudioConfig, num_rounds: int = 32) -> Tensor:
     """Log-mel (B, 1, F, M) => waveform (B, F · hop), without a network.
 

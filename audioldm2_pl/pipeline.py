@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from audioldm2_pl import generation
-from audioldm2_pl.audio import Fbank, LogMel, griffin_lim
+from audioldm2_pl.audio import Fbank, LogMel, griffin_lim, limit_peak
 from audioldm2_pl.candidates import best_of
 from audioldm2_pl.conditioners.condition import Condition
 from audioldm2_pl.conditioning import check_finite, check_readable, encode_requests
@@ -164,11 +164,10 @@ class AudioLDM2:
         return log_mel_of(self.vae, latent.to(self.dtype))
 
     def vocode(self, log_mel: Tensor) -> Tensor:
-        """Log-mel (B, 1, F, M) => waveform (B, F · hop) in [-1, 1]."""
+        """Log-mel (B, 1, F, M) => waveform (B, F · hop), of any peak."""
         if not self.by_griffin_lim:
             return vocode(self.vocoder, log_mel.to(self.dtype))
-        waveform = griffin_lim(log_mel, self.audio)
-        return waveform / waveform.abs().amax(1, keepdim=True).clamp(min=1.0)  # the network ends in tanh, this does not
+        return griffin_lim(log_mel, self.audio)
 
     @torch.inference_mode()
     def generate(self, requests: str | Generation | Sequence[str | Generation], *, sampling: Sampling | None = None,
@@ -195,7 +194,7 @@ class AudioLDM2:
         parts = [[clip] for clip in clips] if one_window else parts_of_all(self, clips, sampling)
         check_readable(self, [request for of_clip in parts for request in of_clip], loa, edit)
         if max(map(len, parts)) > 1:
-            return speak_all(self, parts, sampling, progress)
+            return limit_peak(speak_all(self, parts, sampling, progress))
         num_latent_frames, num_samples = lengths(self, clips, edit)
         by_windows = needs_windows(self, clips, sampling, num_latent_frames)
         if by_windows and one_window:
@@ -211,7 +210,7 @@ class AudioLDM2:
                 given_loa = None if loa is None else loa[rows]
                 waveform = self.render(clips[rows], sampling, edit.rows(rows), given_loa, part)[1]
             made.append(waveform[:, :num_samples])
-        return torch.cat(made)
+        return limit_peak(torch.cat(made))
 
     @torch.inference_mode()
     def edit(
@@ -268,7 +267,8 @@ class AudioLDM2:
     def reconstruct(self, waveform: Tensor) -> Tensor:
         """Waveform (B, T) through VAE and vocoder and back, (B, T)."""
         padded = nn.functional.pad(waveform, (0, -waveform.shape[1] % self.unit))
-        return self.vocode(self.decode_mel(self.encode_latent(padded)))[:, : waveform.shape[1]].float().cpu()
+        made = self.vocode(self.decode_mel(self.encode_latent(padded)))[:, : waveform.shape[1]]
+        return limit_peak(made.float().cpu())
 
     def encode_latent(self, waveform: Tensor, sample: bool = False) -> Tensor:
         """Waveforms (B, H · unit) => the VAE's latent (B, C, H, W): its mode, or a draw from the posterior."""

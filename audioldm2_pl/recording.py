@@ -85,7 +85,7 @@ def edit_recording(model: Any, source: Recording, request: Generation, editing: 
     best = 0
     if len(made) > 1:
         best = max(range(len(made)), key=lambda i: float(model.similarity(made[i].mean(0)[None], request.prompt)))
-    edited = Recording(made[best] / gain + mean, model.sample_rate)
+    edited = Recording((made[best] / gain + mean).clamp(-1.0, 1.0), model.sample_rate)
     sample_rate = max(source.sample_rate, model.sample_rate) if editing.above else source.sample_rate
     return paste_back(source.at(sample_rate), edited.at(sample_rate), editing)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from audioldm2_pl.audio import AudioConfig, LogMel, griffin_lim, load_waveform, prepare_clip, save_waveform
+from audioldm2_pl.audio import AudioConfig, LogMel, griffin_lim, limit_peak, load_waveform, prepare_clip, save_waveform
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.hub.parts import find_model
@@ -36,7 +36,7 @@ def copy_synthesis(
         whole = ceil(len(waveform) / audio.hop_length) * audio.hop_length
         prepared = torch.from_numpy(prepare_clip(waveform, audio.sample_rate, audio, max(whole, audio.num_fft)))
         log_mel = log_mel_of(prepared[None])  # (1, 1, F, M)
-        made = griffin_lim(log_mel, audio) if by_griffin_lim else vocode(vocoder, log_mel)
+        made = limit_peak(griffin_lim(log_mel, audio) if by_griffin_lim else vocode(vocoder, log_mel))
         copy = output / f"{name}.wav"
         save_waveform(copy, made[0, : len(waveform)], audio.sample_rate)
         written.append(copy)

@@ -12,6 +12,7 @@ from audioldm2_pl.audio import (
     Fbank,
     LogMel,
     fit_length,
+    limit_peak,
     load_waveform,
     normalise,
     prepare_clip,
@@ -32,6 +33,14 @@ def waveform() -> torch.Tensor:
     sweep = torch.sin(2 * torch.pi * (100 * time + 300 * time.square()))
     noise = torch.randn(CONFIG.num_samples, generator=torch.Generator().manual_seed(0))
     return (0.3 * sweep + 0.05 * noise).unsqueeze(0)
+
+
+def test_loud_clips_are_turned_down_and_bursts_clipped():
+    quiet, loud = torch.tensor([[0.5, -0.9]]), torch.tensor([[0.6, -1.5]])
+    assert limit_peak(quiet).equal(quiet)
+    torch.testing.assert_close(limit_peak(loud), loud / 1.5)
+    torch.testing.assert_close(limit_peak(torch.tensor([[0.5, 40.0, -1.0]])), torch.tensor([[0.25, 1.0, -0.5]]))
+    assert limit_peak(torch.cat([quiet, loud]))[:1].equal(quiet)  # a clip does not depend on its neighbours
 
 
 def test_lengths():

@@ -68,7 +68,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 class ISTFTVocoder(nn.Module):
-    """log-mel (B, F, M) => waveform (B, F · hop), in training beyond [-1, 1] too.
+    """log-mel (B, F, M) => waveform (B, F · hop), of any peak.
 
     Frame f of the spectrum is centred on sample (f + 1/2) · hop, as `LogMel`'s frames are. A linear map from log-mel to
     log-magnitude runs beside the backbone.
@@ -134,8 +134,7 @@ class ISTFTVocoder(nn.Module):
                 rebuilt = self.analyse(self.synthesise(spectrum))  # (B, F, K)
                 ahead = rebuilt if before is None else rebuilt + MOMENTUM * (rebuilt - before)
                 spectrum, before = magnitude * ahead / (ahead.abs() + 1e-7), rebuilt
-            waveform = self.synthesise(spectrum)
-        return waveform if self.training else waveform.clamp(-1.0, 1.0)
+            return self.synthesise(spectrum)
 
     def synthesise(self, spectrum: Tensor) -> Tensor:
         """Complex spectrum (B, F, K) => waveform (B, F · hop): windowed frames, overlapped, added, and divided by what

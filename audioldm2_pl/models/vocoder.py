@@ -196,7 +196,7 @@ def finish_training(vocoder: Vocoder) -> Vocoder:
 
 
 def vocode(vocoder: Vocoder, log_mel: Tensor) -> Tensor:
-    """log-mel (B, 1, F, M) => waveform (B, F · hop) in [-1, 1].
+    """log-mel (B, 1, F, M) => waveform (B, F · hop), in [-1, 1] of HiFi-GAN alone.
 
     Kernels whose size and rate differ by an odd number make HiFi-GAN's own output a little longer (32 samples in the
     published model); the surplus at the end is cut.

@@ -122,12 +122,6 @@ def test_folder_round_trip(tmp_path):
     assert not folder.opens_in_diffusers and "vocoder" not in (tmp_path / "model_index.json").read_text()
 
 
-def test_generation_stays_within_full_scale():
-    vocoder, log_mel = build(), torch.full((1, 1, 20, 64), 3.0)
-    assert vocode(vocoder, log_mel).abs().max() > 1.0
-    assert vocode(vocoder.eval(), log_mel).abs().max() <= 1.0
-
-
 def test_a_damaged_config_gets_one_line(tmp_path):
     folder = ModelFolder(tmp_path)
     folder.save("vocoder", build())
