@@ -9,7 +9,6 @@ Letters: B batch, T samples, F frames, M mel bins.
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
 from math import ceil, gcd
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from audioldm2_pl.atomic import written_whole
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import bounded, check_fields
 from audioldm2_pl.mp3 import open_sound
+from audioldm2_pl.tags import encode_audio
 
 MAX_GAIN = 100.0  # 40 dB: what is quieter than -46 dB stays quiet, for scaled up it would be its recorder's noise
 
@@ -125,8 +125,10 @@ def load_waveform(path: str | Path, sample_rate: int) -> np.ndarray:
     return np.ascontiguousarray(waveform, dtype=np.float32)
 
 
-def save_waveform(path: str | Path, waveform: Tensor | np.ndarray, sample_rate: int) -> None:
+def save_waveform(path: str | Path, waveform: Tensor | np.ndarray, sample_rate: int, comment: str = "") -> None:
     """Writes a waveform (T,) or (T, channels) in [-1, 1] as 16-bit audio; the suffix names the format.
+
+    `comment` goes into a WAV or FLAC file.
 
     What was read of a 16-bit file comes back bit for bit.
 
@@ -136,14 +138,13 @@ def save_waveform(path: str | Path, waveform: Tensor | np.ndarray, sample_rate: 
     samples = waveform.detach().float().cpu().numpy() if isinstance(waveform, Tensor) else waveform
     if not np.isfinite(samples).all():
         raise UserError(f"{path}: the waveform is not finite, nothing is written")
-    encoded = BytesIO()
     try:
         clipped = np.clip(np.round(samples * 32768.0), -32768, 32767).astype(np.int16)
-        soundfile.write(encoded, clipped, sample_rate, subtype="PCM_16", format=path.suffix.removeprefix("."))
+        encoded = encode_audio(clipped, sample_rate, path.suffix.removeprefix("."), comment)
     except (ValueError, TypeError, soundfile.LibsndfileError):
         raise UserError(f"{path}: cannot be written; use a name that ends in .wav or .flac") from None
     with written_whole(path) as part:
-        part.write_bytes(encoded.getvalue())
+        part.write_bytes(encoded)
 
 
 def is_silent(waveform: np.ndarray) -> bool:

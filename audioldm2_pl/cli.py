@@ -1,4 +1,4 @@
-"""`audioldm2`: train, status, generate, edit, describe, import. Thin; heavy imports wait until a sub-command runs."""
+"""The command line `audioldm2`. Thin; heavy imports wait until a sub-command runs."""
 
 import argparse
 import os
@@ -6,30 +6,22 @@ import shlex
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any
 
 from audioldm2_pl.errors import Interrupted, UserError, run_tool
-from audioldm2_pl.fields import check_fields, is_optional, range_text, without_none
+from audioldm2_pl.fields import check_fields
+from audioldm2_pl.flags import Parser, add_fields, given_fields, parse_with_overrides
 from audioldm2_pl.generation import MEDIA, Editing, Generation, Sampling, requests_of
 from audioldm2_pl.prompts import file_name, read_prompts
-
-METAVARS = {int: "N", float: "X", str: "TEXT"}  # of flags without a unit
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a wrong command line in one line, as all other errors."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="audioldm2", description="Train AudioLDM 2 and make sound with it.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_train, add_status, add_generate, add_edit, add_describe, add_import):
+    for add in (add_train, add_status, add_generate, add_edit, add_show, add_describe, add_import):
         add(commands)
     return parser
 
@@ -96,51 +88,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class Pairs(argparse.Action):
-    """Collects what is given in pairs, each entry of its own type: `--between 4 6 --between 8 9`."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, *, kinds: tuple[type, type], **options: Any):
-        super().__init__(option_strings, dest, nargs=2, **options)
-        self.kinds = kinds
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        try:
-            pair = tuple(kind(value) for kind, value in zip(self.kinds, values))
-        except ValueError as error:
-            parser.error(f"{option_string} {' '.join(values)}: {error}")
-        setattr(namespace, self.dest, [*getattr(namespace, self.dest, []), pair])
-
-
-def add_fields(parser: argparse.ArgumentParser, schema: type, default: str = "", leave_out: Sequence[str] = ()) -> None:
-    """A flag for each optional field of a dataclass: its names, type or words, help, unit, range and default.
-
-    `default` says where a missing value comes from, if not from the dataclass. Ranges are checked later, by the schema.
-    """
-    hints = get_type_hints(schema)
-    for f in (f for f in fields(schema) if f.default is not MISSING and f.name not in leave_out):
-        hint = without_none(hints[f.name]) if is_optional(hints[f.name]) else hints[f.name]
-        names = [f"--{name.replace('_', '-')}" for name in (f.name, *f.metadata["aliases"])]
-        shown = default or ("" if f.default in (None, "") else str(f.default))
-        notes = [range_text(f.metadata["bounds"]), f"default: {shown}" if shown else ""]
-        about = f.metadata["help"] + (f" ({'; '.join(filter(None, notes))})" if any(notes) else "")
-        parser.add_argument(*names, dest=f.name, default=argparse.SUPPRESS, help=about, **kind_of(f, hint))
-
-
-def kind_of(field: Any, hint: Any) -> dict[str, Any]:
-    """How argparse reads a field of the type `hint`: a word, a yes or no, pairs, or one value."""
-    unit = field.metadata["unit"].upper()
-    if get_origin(hint) is list:  # of pairs
-        kinds = get_args(get_args(hint)[0])
-        return {"action": Pairs, "kinds": kinds, "metavar": (unit, "TEXT") if kinds[1] is str else ("START", "STOP")}
-    if hint is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    words = get_args(hint) if get_origin(hint) is Literal else ()
-    return {"type": str if words else hint, "metavar": f"{{{','.join(words)}}}" if words else unit or METAVARS[hint]}
-
-
-def given_fields(args: argparse.Namespace, schema: type) -> dict[str, Any]:
-    """The fields of a dataclass that the command line sets."""
-    return {f.name: getattr(args, f.name) for f in fields(schema) if hasattr(args, f.name)}
+def add_show(commands: argparse._SubParsersAction) -> None:
+    show = commands.add_parser("show", help="show how a generated file was made, and make it again")
+    show.add_argument("file", type=Path, help="a WAV or FLAC file of generate or edit")
+    show.add_argument("--again", type=Path, metavar="OUTPUT.wav", help="file to write the same sound to")
+    show.add_argument("--model", help="where the model is now; left out, where it was")
+    show.add_argument("--device", default="auto", help="cpu, cuda, mps (the best there is)")
+    show.set_defaults(run=run_show)
 
 
 def add_describe(commands: argparse._SubParsersAction) -> None:
@@ -239,19 +193,21 @@ def run_generate(args: argparse.Namespace) -> None:
     check_fields(Sampling(**sampling))
 
     from audioldm2_pl.audio import save_waveform
-    from audioldm2_pl.transcripts import without_padding
+    from audioldm2_pl.transcripts import as_long_as_spoken
 
     model = open_model(args)
     check_output(args.output)
-    for start in range(0, len(named), args.batch_size):  # written batch by batch: what is done stays done
-        rows = named[start : start + args.batch_size]
-        asked_now = requests[start : start + args.batch_size]
-        waveforms = model.generate(asked_now, **sampling)
-        for (name, text), request, waveform in zip(rows, asked_now, waveforms):
-            path = args.output / f"{name}.wav"
-            speaks = bool(request.transcript) and request.seconds is None
-            save_waveform(path, without_padding(waveform) if speaks else waveform, model.sample_rate)
-            print(f"{path}  {text}".rstrip(), flush=True)
+    with ThreadPoolExecutor(1) as background:  # to hash gigabytes takes seconds
+        origin = background.submit(origin_of, args, model)
+        for start in range(0, len(named), args.batch_size):  # written batch by batch: what is done stays done
+            rows = named[start : start + args.batch_size]
+            asked_now = requests[start : start + args.batch_size]
+            waveforms = model.generate(asked_now, **sampling)
+            for (name, text), request, waveform in zip(rows, asked_now, waveforms):
+                path = args.output / f"{name}.wav"
+                comment = origin.result().with_request(request).comment()
+                save_waveform(path, as_long_as_spoken(waveform, request), model.sample_rate, comment)
+                print(f"{path}  {text}".rstrip(), flush=True)
 
 
 def run_edit(args: argparse.Namespace) -> None:
@@ -266,9 +222,42 @@ def run_edit(args: argparse.Namespace) -> None:
     model = open_model(args)
     check_output(args.output.parent)
     asked, how = given_fields(args, Generation), given_fields(args, Sampling)
-    waveform, sample_rate = model.edit(args.source, *args.prompts, **editing, **asked, **how)
-    save_waveform(args.output, waveform.T, sample_rate)
+    request = Generation(args.prompts[0] if args.prompts else "", **asked)
+    waveform, sample_rate = model.edit(args.source, request, **editing, **how)
+    comment = origin_of(args, model).with_request(request, editing, args.source).comment()
+    save_waveform(args.output, waveform.T, sample_rate, comment)
     print(args.output)
+
+
+def run_show(args: argparse.Namespace) -> None:
+    if args.again is not None:
+        check_file_name(args.again, "--again")
+
+    from audioldm2_pl.provenance import read_provenance
+
+    provenance = read_provenance(args.file)
+    if args.again is None:
+        print(provenance.describe(args.file))
+        return
+
+    from audioldm2_pl.audio import save_waveform
+    from audioldm2_pl.provenance import difference_between, make_again
+
+    check_output(args.again.parent, "--again")
+    waveform, sample_rate = make_again(provenance, args.model or provenance.model, pick_device(args.device))
+    save_waveform(args.again, waveform, sample_rate, provenance.comment())
+    print(f"{args.again}  {difference_between(args.file, args.again)}")
+
+
+def origin_of(args: argparse.Namespace, model: Any) -> Any:
+    """The Provenance of what a model makes, before a request is added."""
+    from audioldm2_pl.hub.parts import find_model
+    from audioldm2_pl.models.adapters import parse_adapters
+    from audioldm2_pl.provenance import Opened, Provenance
+
+    opened = Opened(args.heads, args.vocoder, args.precision, parse_adapters(args.adapters))
+    sampling = replace(model.sampling, **given_fields(args, Sampling))
+    return Provenance.of(args.model, find_model(args.model), opened, sampling)
 
 
 def open_model(args: argparse.Namespace) -> Any:
@@ -279,20 +268,20 @@ def open_model(args: argparse.Namespace) -> Any:
     return AudioLDM2.from_pretrained(args.model, device, args.heads, args.vocoder, dtype, adapters)
 
 
-def check_file_name(path: Path) -> None:
+def check_file_name(path: Path, flag: str = "--output") -> None:
     """UserError for an output file whose format cannot be written."""
     if path.suffix.lower() not in (".wav", ".flac"):
-        raise UserError(f"--output {path}: use a name that ends in .wav or .flac")
+        raise UserError(f"{flag} {path}: use a name that ends in .wav or .flac")
 
 
-def check_output(folder: Path) -> None:
+def check_output(folder: Path, flag: str = "--output") -> None:
     """Makes the folder before anything is drawn. Raises UserError where nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output {folder}: cannot be made a folder ({error.strerror}); choose another") from None
+        raise UserError(f"{flag} {folder}: cannot be made a folder ({error.strerror}); choose another") from None
     if not os.access(folder, os.W_OK):
-        raise UserError(f"--output {folder}: cannot be written to; choose another")
+        raise UserError(f"{flag} {folder}: cannot be written to; choose another")
 
 
 def pick_device(name: str) -> str:
@@ -305,22 +294,6 @@ def pick_device(name: str) -> str:
     except (RuntimeError, AssertionError):
         raise UserError(f"--device {name}: not on this machine; leave it out, or say cpu") from None
     return name
-
-
-def parse_with_overrides(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
-    """Like parse_args, but prompts and `key=value` may also stand behind an option, where argparse gives up on them."""
-    args, rest = parser.parse_known_args(arguments)
-    further = getattr(args, "further", "overrides")
-    wrong = [word for word in rest if is_option(word) or (further == "overrides" and "=" not in word)]
-    if wrong or (rest and not hasattr(args, further)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        getattr(args, further).extend(rest)
-    return args
-
-
-def is_option(word: str) -> bool:
-    return word.startswith("-") and " " not in word
 
 
 def run(args: argparse.Namespace) -> None:

@@ -126,8 +126,10 @@ def speak_all(model: Any, parts: Sequence[Sequence[Generation]], sampling: Sampl
     return pad_sequence(sounds, batch_first=True)
 
 
-def without_padding(waveform: Tensor) -> Tensor:
-    """A waveform (T,) without the zeros that make it as long as others of its batch."""
+def as_long_as_spoken(waveform: Tensor, request: Generation) -> Tensor:
+    """A waveform (T,) of speech without the zeros that make it as long as others of its batch; others as they are."""
+    if not request.transcript or request.seconds is not None:
+        return waveform
     return waveform[: int(waveform.nonzero().max()) + 1] if waveform.any() else waveform
 
 

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from audioldm2_pl.cli import parse_with_overrides
 from audioldm2_pl.errors import UserError, run_tool
+from audioldm2_pl.flags import parse_with_overrides
 
 from .listening.commands import add_listen_parser
 
