@@ -28,6 +28,8 @@ from audioldm2_pl.tags import encode_audio
 
 MAX_GAIN = 100.0  # 40 dB: what is quieter than -46 dB stays quiet, for scaled up it would be its recorder's noise
 
+LIMITER_SECONDS = 0.01  # of either side of a peak that `limit_peak` turns down
+
 
 @dataclass
 class AudioConfig:
@@ -241,11 +243,14 @@ class LogMel(nn.Module):
             return mel.clamp(min=1e-5).log().unsqueeze(1)
 
 
-def limit_peak(waveform: Tensor) -> Tensor:
-    """Waveforms (B, T) of any peak => in [-1, 1]: those over full scale are turned down, by 6 dB at most, so that a
-    tone that came out too loud is not distorted; what is louder still, as one short burst, is clipped."""
-    gain = 1 / waveform.abs().amax(1, keepdim=True).clamp(min=1.0, max=2.0)  # (B, 1)
-    return (waveform * gain).clamp(-1.0, 1.0)
+def limit_peak(waveform: Tensor, sample_rate: int) -> Tensor:
+    """Waveforms (B, T) of any peak => in [-1, 1]: where one is over full scale it is turned down around there alone, as
+    a limiter does, so that a tone that came out too loud is not distorted."""
+    reach = round(LIMITER_SECONDS * sample_rate)  # samples to each side
+    peak = F.max_pool1d(waveform.abs().unsqueeze(1), 2 * reach + 1, 1, reach)  # (B, 1, T)
+    gain = F.pad(1 / peak.clamp(min=1.0), (reach, reach), mode="replicate")
+    gain = F.avg_pool1d(gain, 2 * reach + 1, 1).squeeze(1)  # (B, T), at each sample at most 1 / |sample|
+    return torch.where(gain < 1 - 1e-6, waveform * gain, waveform).clamp(-1.0, 1.0)
 
 
 def griffin_lim(log_mel: Tensor, config: AudioConfig, num_rounds: int = 32) -> Tensor:

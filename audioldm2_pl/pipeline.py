@@ -194,7 +194,7 @@ class AudioLDM2:
         parts = [[clip] for clip in clips] if one_window else parts_of_all(self, clips, sampling)
         check_readable(self, [request for of_clip in parts for request in of_clip], loa, edit)
         if max(map(len, parts)) > 1:
-            return limit_peak(speak_all(self, parts, sampling, progress))
+            return limit_peak(speak_all(self, parts, sampling, progress), self.sample_rate)
         num_latent_frames, num_samples = lengths(self, clips, edit)
         by_windows = needs_windows(self, clips, sampling, num_latent_frames)
         if by_windows and one_window:
@@ -210,7 +210,7 @@ class AudioLDM2:
                 given_loa = None if loa is None else loa[rows]
                 waveform = self.render(clips[rows], sampling, edit.rows(rows), given_loa, part)[1]
             made.append(waveform[:, :num_samples])
-        return limit_peak(torch.cat(made))
+        return limit_peak(torch.cat(made), self.sample_rate)
 
     @torch.inference_mode()
     def edit(
@@ -268,7 +268,7 @@ class AudioLDM2:
         """Waveform (B, T) through VAE and vocoder and back, (B, T)."""
         padded = nn.functional.pad(waveform, (0, -waveform.shape[1] % self.unit))
         made = self.vocode(self.decode_mel(self.encode_latent(padded)))[:, : waveform.shape[1]]
-        return limit_peak(made.float().cpu())
+        return limit_peak(made.float().cpu(), self.sample_rate)
 
     def encode_latent(self, waveform: Tensor, sample: bool = False) -> Tensor:
         """Waveforms (B, H · unit) => the VAE's latent (B, C, H, W): its mode, or a draw from the posterior."""

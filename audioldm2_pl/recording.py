@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audioldm2_pl.audio import MAX_GAIN, mel_centres, read_audio
+from audioldm2_pl.audio import MAX_GAIN, limit_peak, mel_centres, read_audio
 from audioldm2_pl.conditioning import check_readable, encode_requests
 from audioldm2_pl.editing import Edit, Grid
 from audioldm2_pl.errors import UserError
@@ -85,7 +85,7 @@ def edit_recording(model: Any, source: Recording, request: Generation, editing: 
     best = 0
     if len(made) > 1:
         best = max(range(len(made)), key=lambda i: float(model.similarity(made[i].mean(0)[None], request.prompt)))
-    edited = Recording((made[best] / gain + mean).clamp(-1.0, 1.0), model.sample_rate)
+    edited = Recording(limit_peak(made[best] / gain + mean, model.sample_rate), model.sample_rate)
     sample_rate = max(source.sample_rate, model.sample_rate) if editing.above else source.sample_rate
     return paste_back(source.at(sample_rate), edited.at(sample_rate), editing)
 

@@ -36,7 +36,8 @@ def copy_synthesis(
         whole = ceil(len(waveform) / audio.hop_length) * audio.hop_length
         prepared = torch.from_numpy(prepare_clip(waveform, audio.sample_rate, audio, max(whole, audio.num_fft)))
         log_mel = log_mel_of(prepared[None])  # (1, 1, F, M)
-        made = limit_peak(griffin_lim(log_mel, audio) if by_griffin_lim else vocode(vocoder, log_mel))
+        made = griffin_lim(log_mel, audio) if by_griffin_lim else vocode(vocoder, log_mel)
+        made = limit_peak(made, audio.sample_rate)
         copy = output / f"{name}.wav"
         save_waveform(copy, made[0, : len(waveform)], audio.sample_rate)
         written.append(copy)
