@@ -10,7 +10,7 @@ setup: .venv/.ready
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,speech,video,ray,adapters,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,speech,video,ray,adapters,serve,dev]"
 	touch $@
 
 # Synthetic sounds -> all stages -> report: runs/demo/report/report.html

@@ -21,7 +21,7 @@ from audioldm2_pl.prompts import file_name, read_prompts
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="audioldm2", description="Train AudioLDM 2 and make sound with it.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_train, add_status, add_generate, add_edit, add_show, add_describe, add_import):
+    for add in (add_train, add_status, add_generate, add_edit, add_show, add_serve, add_describe, add_import):
         add(commands)
     return parser
 
@@ -95,6 +95,20 @@ def add_show(commands: argparse._SubParsersAction) -> None:
     show.add_argument("--model", help="where the model is now; left out, where it was")
     show.add_argument("--device", default="auto", help="cpu, cuda, mps (the best there is)")
     show.set_defaults(run=run_show)
+
+
+def add_serve(commands: argparse._SubParsersAction) -> None:
+    from audioldm2_pl.serve.jobs import Limits
+
+    serve = commands.add_parser("serve", help="serve a model: an HTTP API and a page")
+    serve.add_argument("model", help="a model folder, or a hub id")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen at (%(default)s: this machine alone)")
+    serve.add_argument("--port", type=int, default=7860, help="0 takes any that is free (%(default)s)")
+    serve.add_argument("--token-file", type=Path, metavar="FILE", help="file with the token that calls then need")
+    serve.add_argument("--output", type=Path, default=Path("served"), help="folder for jobs and sounds (%(default)s)")
+    add_fields(serve, Limits)
+    add_model_options(serve)
+    serve.set_defaults(run=run_serve)
 
 
 def add_describe(commands: argparse._SubParsersAction) -> None:
@@ -247,6 +261,22 @@ def run_show(args: argparse.Namespace) -> None:
     waveform, sample_rate = make_again(provenance, args.model or provenance.model, pick_device(args.device))
     save_waveform(args.again, waveform, sample_rate, provenance.comment())
     print(f"{args.again}  {difference_between(args.file, args.again)}")
+
+
+def run_serve(args: argparse.Namespace) -> None:
+    from audioldm2_pl.serve.jobs import Limits
+
+    limits = Limits(**given_fields(args, Limits))
+    check_fields(limits)
+    try:
+        from audioldm2_pl.serve.server import read_token, serve
+    except ImportError as error:
+        raise UserError(f"serve needs fastapi and uvicorn ({error}); install the extra audioldm2-pl[serve]") from None
+
+    token = None if args.token_file is None else read_token(args.token_file)
+    check_output(args.output)
+    model = open_model(args)
+    serve(model, origin_of(args, model), args.output, (args.host, args.port), token, limits)
 
 
 def origin_of(args: argparse.Namespace, model: Any) -> Any:
