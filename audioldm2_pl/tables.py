@@ -30,7 +30,7 @@ def read_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[int, s
 
 
 def read_cells(
-    path: Path, encoding: str = "utf-8-sig", *, skipinitialspace: bool = False
+    path: Path, encoding: str = "utf-8-sig", *, delimiter: str = ",", skipinitialspace: bool = False
 ) -> Iterator[tuple[int, list[str]]]:
     """(line where it begins, cells) of every row of a CSV file that is not blank.
 
@@ -43,7 +43,7 @@ def read_cells(
             lines.append(line)
             yield line
 
-    reader = csv.reader(recorded(), strict=True, skipinitialspace=skipinitialspace)
+    reader = csv.reader(recorded(), delimiter=delimiter, strict=True, skipinitialspace=skipinitialspace)
     while True:
         lines.clear()
         first = reader.line_num + 1
@@ -55,27 +55,32 @@ def read_cells(
             raise UserError(
                 f"{path}, line {first}: no row of CSV ({error}); look for a quotation mark that is not closed"
             ) from None
-        if any(_is_row(line, cells) for line in lines[1:]):
+        quoted = (re.split(r'(?<!")"(?!")', line, maxsplit=1)[0] for line in lines[1:])  # up to where the cell may end
+        if any(_is_row(line.split(delimiter), cells) for line in quoted):
             raise UserError(f"{path}, line {first}: a quotation mark that is not closed swallows the row below")
         if cells:
             yield first, cells
 
 
-def _is_row(line: str, cells: Sequence[str]) -> bool:
+def _is_row(names: Sequence[str], cells: Sequence[str]) -> bool:
     """Whether a line within a quoted cell has as many cells as the whole row, the first of the same kind."""
-    names = line.split(",")
     kinds = [(" " in name.strip(), "." in name, name.strip().isdigit()) for name in (names[0], *cells[:1])]
     return len(names) == len(cells) > 1 and kinds[0] == kinds[1]
 
 
 def read_table(
-    path: Path, columns: Sequence[str], encoding: str = "utf-8-sig", *, optional: Sequence[str] = ()
+    path: Path,
+    columns: Sequence[str],
+    encoding: str = "utf-8-sig",
+    *,
+    delimiter: str = ",",
+    optional: Sequence[str] = (),
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, row) of a CSV file with a header; a row may leave out the columns `optional` at its end.
 
     UserError where one of `columns` is missing, and where a row has more or fewer cells than the header.
     """
-    rows = read_cells(path, encoding)
+    rows = read_cells(path, encoding, delimiter=delimiter)
     header = [name.strip() for name in next(rows, (1, []))[1]]
     for column in columns:
         if header.count(column) != 1:
@@ -83,10 +88,11 @@ def read_table(
             raise UserError(f"{path} has {found} {column}; it needs the columns {' and '.join(columns)}")
     least = len(header) - len(set(header) & set(optional))
     for line, cells in rows:
-        if len(cells) > len(header):
+        if any(cells[len(header) :]):  # spreadsheets add empty ones
+            held = "a comma" if delimiter == "," else repr(delimiter)
             raise UserError(
                 f"{path}, line {line}: more cells than columns ({len(cells)}, {len(header)}); "
-                "put a cell that holds a comma in quotation marks"
+                f"put a cell that holds {held} in quotation marks"
             )
         if len(cells) < least:
             raise UserError(f"{path}, line {line}: the row is cut off after {len(cells)} of {len(header)} cells")

@@ -39,8 +39,10 @@ class Corpus:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # flag -> keywords of argparse
     held_out: Callable[..., set[str]] = lambda source, **options: set()  # (source, **options) => its evaluation clips
     exclude: Literal["none", "optional", "required"] = "none"  # lists of other corpora's evaluation clips
+    # (source, **options) => what `read` and `held_out` get instead of them, for corpora that are looked through once
+    survey: Callable[..., Any] | None = None
 
-    def clips(self, source: Path, split: str, exclude: Sequence[Path] | None = None, **options: Any) -> Iterable[Clip]:
+    def clips(self, source: Any, split: str, exclude: Sequence[Path] | None = None, **options: Any) -> Iterable[Clip]:
         """The clips of a split; "train" comes without the held-out recordings and those of the lists `exclude`."""
         found = self.read(source, split, **options)
         if split != "train":
@@ -69,14 +71,17 @@ class Corpus:
     def write(self, arguments: argparse.Namespace, options: dict[str, Any]) -> None:
         if not arguments.source.is_dir():
             raise UserError(f"{arguments.source}: no such folder")
-        num_written = 0
+        num_written, source = 0, arguments.source
+        if self.survey is not None:
+            kept = {name: options.pop(name) for name in ("exclude",) if name in options}
+            source, options = self.survey(source, **options), kept
         for split in arguments.splits:
             output = arguments.output / split
             printed = io.StringIO()  # and printed once more when the clips are written
             with redirect_stdout(printed), redirect_stderr(printed):
-                total = sum(1 for _ in self.clips(arguments.source, split, **options))
+                total = sum(1 for _ in self.clips(source, split, **options))
             if total:
-                write_split(self.clips(arguments.source, split, **options), output, arguments, total)
+                write_split(self.clips(source, split, **options), output, arguments, total)
                 num_written += 1
                 continue
             print(printed.getvalue(), end="")

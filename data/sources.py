@@ -13,7 +13,7 @@ from audioldm2_pl.tables import read_cells
 
 from .shards import Clip, key_of
 
-AUDIO_SUFFIXES = {".aac", ".flac", ".m4a", ".mkv", ".mp3", ".mp4", ".ogg", ".opus", ".wav", ".webm"}
+AUDIO_SUFFIXES = {".aac", ".aif", ".aiff", ".flac", ".m4a", ".mkv", ".mp3", ".mp4", ".ogg", ".opus", ".wav", ".webm"}
 
 SECONDS = r"\d+(?:\.\d+)?"
 # Site -> the id in a link; the id in a name without its folders, perhaps with a segment's start and end and a suffix;
