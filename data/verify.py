@@ -55,14 +55,17 @@ def _faults(split: ShardFolder, num_workers: int) -> Iterator[str]:
         total = sum(shard.get(name, 0) for shard in index["shards"])
         if abs(index.get(name, total) - total) > 0.002:
             yield f"{folder}/index.json: {name} {index.get(name)}, its shards have {total:g}; write the shards again"
+    names = {"index.json", *(shard["name"] for shard in index["shards"])}
     for path in sorted(folder.iterdir()):
-        if path.name not in {"index.json", *(shard["name"] for shard in index["shards"])}:
+        if path.name not in names and "writer" not in index:  # beside other writers' shards may lie anything
             yield f"{path} is not in index.json; remove it"
 
 
 def shard_fault(split: ShardFolder, shard: int) -> str | None:
     """The first thing that is wrong with a shard, or None."""
     path, entry = Path(split.shard_path(shard)), split.index["shards"][shard]
+    if split.remote:
+        path = Path(split.open(shard).name)  # of the copy
     if not path.is_file():
         return f"{path} is missing; write the shards again"
     digest = hashlib.sha256()

@@ -62,7 +62,9 @@ class DataConfig:
                 )
 
     def open(self, path: str) -> ShardFolder:
-        return ShardFolder(path, self.remote(path))
+        folder = ShardFolder(path, self.remote(path))
+        folder.remote = self.remote(str(folder.location))  # the shards may lie elsewhere than their index
+        return folder
 
     def remote(self, path: str) -> RemoteFolder | None:
         return RemoteFolder(path, self.cache, self.cache_gib) if is_remote(path) else None

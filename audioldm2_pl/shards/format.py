@@ -7,8 +7,16 @@ A split is a folder of uncompressed tars and an index.json:
 
 A clip is two members, `<key>.flac` (16-bit mono) and `<key>.json` with "text" or "captions" (a list), and, where
 known, "transcript", "labels", "source", "licence", "start", "duration". Of other writers' shards wav, mp3, ogg and
-opus, txt for the caption, lists under "text" and folders in names are read, too: keys and suffixes are webdataset's.
-Pictures of what is heard, `<key>.png` and `<key>.jpg` or several, `<key>.0.png`, are decoded where they are asked for.
+opus, txt for the caption, cls for a label, lists under "text" and folders in names are read, too: keys and suffixes are
+webdataset's. Pictures of what is heard, `<key>.png` and `<key>.jpg` or several, `<key>.0.png`, are decoded where they
+are asked for.
+
+The index that `python -m data.index` writes for other writers' shards may also hold
+
+    "location"       the folder or URL of the tars, where they do not lie beside index.json
+    "caption_key"    the field of a clip's JSON that is its caption, such as "prompt"
+    "last_dot"       true: a member's suffix begins at the last dot of its name, and others become "-" in the key
+    "without_text"   true: a clip may be a sound alone
 
 Nothing is trusted. A tar's damaged headers are stepped over, other members are not looked at, nothing is unpickled.
 Damage within a FLAC shows in the checksums of its frames; a changed letter inside a caption shows only in the shard's
@@ -43,7 +51,8 @@ SOUNDS = {  # suffix -> libsndfile's names of what it may hold; of several membe
     "ogg": ("OGG",),
     "opus": ("OGG",),
 }
-MEMBERS = (*SOUNDS, "json", "txt")  # and <name>.npy
+TEXTS = ("json", "txt", "cls")  # one of them belongs to a clip
+MEMBERS = (*SOUNDS, *TEXTS)  # and <name>.npy
 # set by the reader, never by a clip's JSON
 OWN_FIELDS = ("waveform", "sample_rate", "features", "key", "id", "images", "image", "image_id")
 TEXT_FIELDS = ("text", "captions", "transcript")  # no array of these names is read
@@ -73,6 +82,11 @@ def check_index(index: dict[str, Any]) -> None:
             raise ValueError(f"shard {shard['name']!r} is no file of this folder")
         if type(shard["num_clips"]) is not int or not 0 <= shard["num_clips"] <= MAX_CLIPS:
             raise ValueError(f"{shard['name']} of {shard['num_clips']} clips, which is no number up to {MAX_CLIPS:,}")
+    location, caption_key = index.get("location"), index.get("caption_key", "text")
+    if location is not None and not re.match(r"/|\w+://", location):
+        raise ValueError(f"location {location!r} is neither an absolute path nor a URL")
+    if type(caption_key) is not str:
+        raise ValueError(f"caption_key {caption_key!r} is no name")
     if (rate := index.get("sample_rate")) is not None and not MIN_RATE <= rate <= MAX_RATE:
         raise ValueError(f"sample_rate {rate} is not from {MIN_RATE} to {MAX_RATE} Hz")
     for entry in (index, *index["shards"]):
@@ -81,22 +95,24 @@ def check_index(index: dict[str, Any]) -> None:
                 raise ValueError(f"{name} {entry[name]}")
 
 
-def split_name(name: str) -> tuple[str, str]:
+def split_name(name: str, last_dot: bool = False) -> tuple[str, str]:
     """A member's key and suffix, which begins at the first dot of the file's own name: "./v1.0/a.FLAC" => "v1.0/a",
-    "flac". The key is empty for hidden files. No key leads out of a folder that it is written to."""
+    "flac"; or at its last: "a.b.flac" => "a-b", "flac". The key is empty for hidden files. No key leads out of a folder
+    that it is written to."""
     folder, base = posixpath.split(posixpath.normpath(f"/{name.lstrip('/')}"))
-    stem, _, suffix = base.partition(".")
+    stem, _, suffix = base.rpartition(".") if last_dot else base.partition(".")
+    stem = "" if base.startswith(".") else stem.replace(".", "-")
     return posixpath.join(folder, stem).lstrip("/") if stem else "", suffix.lower()
 
 
-def read_members(file: BinaryIO, path: str) -> dict[str, Members]:
+def read_members(file: BinaryIO, path: str, last_dot: bool = False) -> dict[str, Members]:
     """Key -> its members with the suffixes of MEMBERS, npy, and PICTURES, of an open tar that errors call `path`.
 
     Raises UserError on a member that would have to be unpickled.
     """
     clips: dict[str, Members] = {}
     for name, kind, span in read_entries(file.fileno()):
-        key, suffix = split_name(name)
+        key, suffix = split_name(name, last_dot)
         parts = suffix.split(".")
         if any(part in REFUSED for part in parts):
             raise UserError(f"{path}: carries {name}, which could run code when read; leave this shard out")
@@ -148,6 +164,8 @@ def decode(suffix: str, content: bytes, longest_seconds: float) -> dict[str, Any
         return decode_json(content)
     if suffix == "txt":
         return {"txt": content.decode("utf-8").strip()}
+    if suffix == "cls":
+        return {"cls": content.decode("utf-8").strip()}
     if picture_suffixes([suffix]):
         return {"image": decode_picture(content, PICTURES[suffix.rpartition(".")[2]])}
     name, array = suffix.rpartition(".")[0] or "npy", decode_array(content)

@@ -20,6 +20,7 @@ from audioldm2_pl.seeds import seed_of
 from audioldm2_pl.shards.format import (
     SHARD_FORMAT,
     SOUNDS,
+    TEXTS,
     TWICE,
     BadClip,
     Members,
@@ -49,6 +50,11 @@ class ShardFolder:
         self.remote = remote
         self.path = str(path).rstrip("/") if remote else Path(path)
         self.index = self.read_index()
+        self.location = self.index.get("location", self.path)  # of the tars
+        if "location" in self.index:
+            if self.remote and not is_remote(self.location):
+                raise UserError(f"{self.path}/index.json: names {self.location}, a folder of another machine")
+            self.remote = RemoteFolder(self.location) if is_remote(self.location) else None
         self.counts = [shard["num_clips"] for shard in self.index["shards"]]
         self.selected = self.counts  # so many of each shard's clips, its first, are trained on: see `order.select`
         self.sample_rate: int | None = self.index.get("sample_rate")
@@ -83,7 +89,7 @@ class ShardFolder:
         return {**self.__dict__, "opened": None}  # another process opens its own
 
     def shard_path(self, shard: int) -> str:
-        return f"{self.path}/{self.index['shards'][shard]['name']}"
+        return f"{str(self.location).rstrip('/')}/{self.index['shards'][shard]['name']}"
 
     def open(self, shard: int) -> BinaryIO:
         """The shard's bytes, to be read with `os.pread`, which moves no pointer that forked processes share."""
@@ -115,8 +121,9 @@ class ShardFolder:
         if shard not in self.tables:
             path, count = self.shard_path(shard), self.counts[shard]
             file = self.open(shard)
+            last_dot = bool(self.index.get("last_dot"))
             try:
-                clips: Table = list(read_members(file, path).items())  # type: ignore[arg-type]
+                clips: Table = list(read_members(file, path, last_dot).items())  # type: ignore[arg-type]
             except OSError as error:
                 raise UserError(f"{path}: cannot be read ({error}); {self.advice}") from None
             whole = sum(self.missing(members) is None for _, members in clips)
@@ -132,7 +139,8 @@ class ShardFolder:
     def load(self, shard: int, clip: int, with_sound: bool = True, with_images: bool = False) -> dict[str, Any]:
         """One clip: {"key", "waveform" (T,) at its own rate, "sample_rate", and the JSON's fields}, or BadClip.
 
-        A txt member is the caption where the JSON has none; an npy member x.npy becomes the field x. Without its sound
+        The caption is the index's "caption_key" of the JSON, else its "text" or "captions", else the txt member, else
+        the cls member where it is a name; an npy member x.npy becomes the field x. Without its sound
         a clip is not decoded. With images, and where it has some, there are "images", uint8 (H, W, 3) each, and
         "image_id", a number that clips of the same pictures share.
         """
@@ -147,10 +155,24 @@ class ShardFolder:
         for suffix in sorted(members.keys() - pictures):
             if suffix not in SOUNDS or (suffix == sounds[0] and with_sound):
                 fields |= self.fields(key, suffix, self.content(shard, key, members[suffix]))
-        if "txt" in members and "text" not in fields and "captions" not in fields:
-            fields["text"] = fields["txt"]
+        self.choose_caption(members, fields)
         self.check(key, fields)
         return {**fields, "key": key}
+
+    def choose_caption(self, members: Members, fields: dict[str, Any]) -> None:
+        """Puts a clip's caption under "text", where it is not there yet and no "captions" are."""
+        caption = fields.get(self.index.get("caption_key", "text"))
+        if "caption_key" in self.index and caption is not None:
+            fields.pop("captions", None)
+            fields["text"] = caption
+        if "text" in fields or "captions" in fields:
+            return
+        if "txt" in members:
+            fields["text"] = fields["txt"]
+        elif "cls" in members and is_text(fields["cls"]):
+            fields.setdefault("labels", [fields["cls"]])
+            if not fields["cls"].isdecimal():
+                fields["text"] = fields["cls"].replace("_", " ")
 
     def missing(self, members: Members) -> str | None:
         """What keeps members from being a clip, or None."""
@@ -158,7 +180,8 @@ class ShardFolder:
             return "a member that comes twice"
         if not any(suffix in members for suffix in SOUNDS):
             return "no sound member"
-        return None if "json" in members or "txt" in members else "no json member"
+        has_text = any(suffix in members for suffix in TEXTS)
+        return None if has_text or self.index.get("without_text") else "no json member"
 
     def locate(self, shard: int, clip: int) -> tuple[str, Members]:
         """A clip's key and where its members lie, or BadClip."""
