@@ -112,6 +112,21 @@ def test_a_corpus_of_your_own_becomes_shards(mine, tmp_path):
     assert ShardFolder(tmp_path / "shards/train").index["num_clips"] == 1
 
 
+def test_your_own_sounds_become_shards_and_train(tmp_path, monkeypatch):
+    """The first two lines of docs/own_data.md, the second with the smallest experiment."""
+    monkeypatch.chdir(tmp_path)
+    Path("recordings").mkdir()
+    for n in range(16):
+        noise = np.random.default_rng(n).uniform(-0.5, 0.5, 16_000)
+        soundfile.write(f"recordings/{n}.wav", noise, 16_000)
+    Path("recordings/metadata.csv").write_text("file_name,text\n" + "".join(f"{n}.wav,rain {n}\n" for n in range(16)))
+    (folder, arguments), (train, settings) = map(tool, commands("own_data", "sh")[:2])
+    assert folder([*arguments, "--workers", "1"]) == 0
+    assert {path.name for path in Path("shards/mine").iterdir()} == {"train", "test"}
+    settings = [re.sub(r"^experiments/.*", SMOKE, word) for word in settings]
+    assert train([*settings, "stages=[vae]", "trainer.progress_bar=false"]) == 0
+
+
 def longer_commands() -> list[list[str]]:
     return [words for page in having("sh") for words in commands(page, "sh")]
 
