@@ -25,6 +25,8 @@ def read_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[int, s
                 if UNREADABLE.search(line):
                     raise UserError(f"{path}, line {number}: holds a byte that is no text in UTF-8; save it as UTF-8")
                 yield number, line
+    except UnicodeDecodeError:  # UTF-16 that is cut off
+        raise UserError(f"{path}: is not whole text in {encoding.upper()}; save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 

@@ -69,7 +69,7 @@ def annotation_of(row: Mapping[str, Any], where: str, text: str = "caption") -> 
         values.setdefault("transcript", values.pop("text"))
 
     def first(kind: str) -> list[str]:
-        return next((found for name in COLUMNS[kind] if (found := texts_of(values.get(name)))), [])
+        return next((found for name in COLUMNS[kind] if name in values and (found := texts_of(values[name]))), [])
 
     numbered = [value for name in values if NUMBERED.fullmatch(name) for value in texts_of(values[name])]
     transcript = first("transcript")

@@ -25,7 +25,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from audioldm2_pl.media import PICTURES
 from .annotations import LINES, TABLES, Annotation, read_annotations, sidecar
 from .corpus import MAX_SECONDS, MAX_SECONDS_OPTION, Corpus
 from .esc50 import captions_for
-from .folder_files import FileIndex, split_suffix, walk
+from .folder_files import FileIndex, Notes, split_suffix, walk
 from .folder_names import (
     SPLIT_NAMES,
     SPLITS,
@@ -55,25 +55,6 @@ from .sources import source_id
 
 CAPTIONS = ("metadata", "labels", "filename", "none")
 PREFERRED = (".flac", ".wav")  # of a sound that is there in several formats
-
-
-@dataclass
-class Notes:
-    """What could not be used, counted, each with its first example."""
-
-    found: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, what: str, example: str) -> None:
-        self.found.setdefault(what, []).append(example)
-
-    def first(self) -> str:
-        """The first example of each, for the end of a line."""
-        examples = [examples[0] for examples in self.found.values()]
-        return f" ({'; '.join(examples)})" if examples else ""
-
-    def __str__(self) -> str:
-        lines = [f"  {len(examples):,} {what}; the first: {examples[0]}\n" for what, examples in self.found.items()]
-        return "".join(lines)
 
 
 @dataclass
@@ -169,16 +150,22 @@ class Survey:
             if not path.name.lower().endswith((".txt", ".json")):
                 self.notes.add("tables have no column of file names, not read", repr(name))
             return
-        self.tables.append(name)
-        for row in rows:
-            self.add_row(row, name, entries)
+        before, self.notes = self.notes, Notes()
+        num_used = sum([self.add_row(row, name, entries) for row in rows])
+        if num_used or is_likely:
+            self.tables.append(name)
+            before.merge(self.notes)
+        else:
+            before.add("tables name none of the sounds, not read", repr(name))
+        self.notes = before
 
-    def add_row(self, row: Annotation, table: str, entries: dict[str, Annotation]) -> None:
+    def add_row(self, row: Annotation, table: str, entries: dict[str, Annotation]) -> bool:
+        """Adds a row of a table; False where its sound is not there."""
         folder = posixpath.dirname(table)
         found, reason = self.sounds.find(row.file, folder)
         if found is None:
             self.notes.add(f"rows name a sound {reason}, left out", f"{row.where}: {row.file!r}")
-            return
+            return False
         pictures = [self.pictures.find(name, folder) for name in row.pictures]
         for name, (picture, reason) in zip(row.pictures, pictures):
             if picture is None:
@@ -194,6 +181,7 @@ class Survey:
                 self.notes.add("sounds are in rows of several splits; they stay out of train", repr(found))
                 known.split = max((known.split, row.split), key=lambda split: SPLITS.index(split or "train"))
             known.add(row)
+        return True
 
     def add_unlisted(self, entries: dict[str, Annotation]) -> None:
         """Every sound without a row gets an entry, one for all its formats."""
@@ -332,7 +320,7 @@ OPTIONS = {
     "--max-seconds": MAX_SECONDS_OPTION,
 }  # fmt: skip
 CORPUS = Corpus(__doc__, SPLITS, read_clips, OPTIONS, held_out=held_out, exclude="optional", survey=survey)
-clips, main = CORPUS.clips, CORPUS.main
+main = CORPUS.main
 
 if __name__ == "__main__":
     sys.exit(main())

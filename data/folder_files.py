@@ -1,14 +1,38 @@
-"""The files of a folder of recordings, and which of them a table means."""
+"""The files of a folder of recordings, which of them a table means, and notes on what cannot be used."""
 
 import os
 import posixpath
 import unicodedata
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .sources import AUDIO_SUFFIXES
 
 SKIPPED = ("__MACOSX",)  # and hidden files: what archives and file managers add
+
+
+@dataclass
+class Notes:
+    """What could not be used, counted, each with its first example."""
+
+    found: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, what: str, example: str) -> None:
+        self.found.setdefault(what, []).append(example)
+
+    def merge(self, other: "Notes") -> None:
+        for what, examples in other.found.items():
+            self.found.setdefault(what, []).extend(examples)
+
+    def first(self) -> str:
+        """The first example of each, for the end of a line."""
+        examples = [examples[0] for examples in self.found.values()]
+        return f" ({'; '.join(examples)})" if examples else ""
+
+    def __str__(self) -> str:
+        lines = [f"  {len(examples):,} {what}; the first: {examples[0]}\n" for what, examples in self.found.items()]
+        return "".join(lines)
 
 
 def walk(source: Path, follow_links: bool) -> tuple[list[str], list[str]]:
@@ -59,12 +83,13 @@ class FileIndex:
     def __init__(self, source: Path, names: Iterable[str]):
         self.root = os.path.realpath(source)
         self.exact: dict[str, str] = {}
-        self.by_name: dict[str, list[str]] = {}  # last part => files, with their suffix and without
+        self.by_name: dict[str, list[str]] = {}  # last part, or two, with the suffix and without => files
         for name in names:
             known = unicodedata.normalize("NFC", name)  # macOS writes accents as letters of their own
             self.exact[known] = name
-            base = posixpath.basename(known)
-            for key in dict.fromkeys((base, os.path.splitext(base)[0])):
+            _, parent, base = f"//{known}".rsplit("/", 2)
+            stem = os.path.splitext(base)[0]
+            for key in dict.fromkeys((base, stem, f"{parent}/{base}", f"{parent}/{stem}")):
                 self.by_name.setdefault(key, []).append(name)
 
     def find(self, name: str, folder: str = "") -> tuple[str | None, str]:
@@ -80,7 +105,8 @@ class FileIndex:
         if not parts:
             return None, "without the name of a file"
         stem, _ = split_suffix(parts[-1])
-        found = self.by_name.get(parts[-1]) or self.by_name.get(stem) or []
+        keys = ("/".join([*parts[-2:-1], parts[-1]]), "/".join([*parts[-2:-1], stem]), parts[-1], stem)
+        found = next((self.by_name[key] for key in keys if key in self.by_name), [])
         nearest = _nearest(found, [*parts[:-1], stem])
         if len(nearest) == 1:
             return nearest[0], ""

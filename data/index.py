@@ -205,7 +205,7 @@ def index_shards(location: str, names: Sequence[str], caption_key: str | None, n
     # sounds alone where no clip has more; where some have, the others have lost something
     without_text = all(len(contents.without_text) == len(contents.keys) for contents in found.values())
     for line in [contents.fault for contents in results.values() if contents.fault] + faults_of(found, without_text):
-        print(f"warning: {line}", file=sys.stderr)
+        print(f"warning: {' '.join(str(line).split())}", file=sys.stderr)
     entries = [entry_of(name, contents, without_text) for name, contents in found.items()]
     rates = set.union(*(contents.rates for contents in found.values()))
     index = {

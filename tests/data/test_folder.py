@@ -252,6 +252,7 @@ def test_from_the_command_line_and_resumed(sounds, tmp_path, capsys, monkeypatch
     "name, content, message",
     [
         ("metadata.csv", "file_name,text\na.wav,do\0g\n", "metadata.csv, line 2: holds a byte that is no text"),
+        ("metadata.csv", "file_name,text\na.wav,dog\n".encode("utf-16")[:-1], "is not whole text in UTF-16"),
         ("metadata.csv", 'file_name,text\na.wav,"dog\n', "metadata.csv, line 2: no row of CSV"),
         ("metadata.csv", "file_name,text\na.wav,dogs, barking\n", "line 2: more cells than columns"),
         (
@@ -283,11 +284,12 @@ def test_damaged_files_beside_sounds_and_stray_files(sounds):
     put(root, "c.txt", b"caf\xe9")
     put(root, "README.txt", 'an "open quote\nand | bars')
     put(root, "stats.csv", "n,mean\n1,2\n")
+    put(root, "videos.csv", "file,text\nv.mp4,a film\n")
     put(root, "info.json", "{")
     clips, said = found(root)
     assert len(clips["train"]) == 3
     assert "3 files beside sounds cannot be read" in said and "1 tables have no column of file names" in said
-    assert "1 files cannot be read as tables" in said
+    assert "1 files cannot be read as tables" in said and "1 tables name none of the sounds" in said
 
 
 def test_links(sounds, tmp_path):
