@@ -136,8 +136,8 @@ class ExperimentConfig:
     def trainable_conditioners(self, names: Sequence[str]) -> list[str]:
         """Those of `names` that train in the stages that read them."""
         free = [name for name in names if not conditioner_class(name).has_own_stage]
-        given = {*self.from_, *self.start_from}
-        return [name for name in free if getattr(self.conditioners, name).pretrained is None and name not in given]
+        own = [name for name in free if getattr(self.conditioners, name).pretrained is None]
+        return [name for name in own if name not in self.from_]
 
     def training_of(self, stage: str) -> StageConfig:
         """A stage's recipe."""

@@ -10,6 +10,7 @@ from audioldm2_pl.errors import UserError, run_tool
 from audioldm2_pl.flags import parse_with_overrides
 
 from .listening.commands import add_listen_parser
+from .reproduce.commands import add_reproduce_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_generate_parser(commands)
     add_score_parser(commands)
     add_listen_parser(commands)
+    add_reproduce_parser(commands)
     return parser
 
 
@@ -62,6 +64,10 @@ def add_report_parser(commands: argparse._SubParsersAction) -> None:
     report.add_argument("--protocol", help="a name in evaluation/protocols.yaml, or a YAML file (classification)")
     report.add_argument("--output", type=html_path, help="default runs/NAME/report/report.html, or PROTOCOL.html")
     report.add_argument("--test-set", type=Path, metavar="SHARDS", help="default data.test of each experiment")
+    report.add_argument(
+        "--system", choices=["text_to_audio", "loa_to_audio", "reconstruction"],
+        help="what is scored: from text (default), from AudioMAE's LOA of the test set, through VAE and vocoder",
+    )  # fmt: skip
     report.add_argument("--clips", type=int, help="drawn at random from the test set (default all)")
     report.add_argument("--clips-per-class", type=int, help="of classification: one-event clips a class (default 10)")
     report.add_argument("--order-clips", type=int, help="of classification: two-event clips (default 60)")
@@ -140,7 +146,7 @@ def add_score_parser(commands: argparse._SubParsersAction) -> None:
     compare.set_defaults(run=run_compare)
 
 
-LABELLED, UNLABELLED = ("clips_per_class", "order_clips"), ("clips",)  # options of protocols with and without labels
+LABELLED, UNLABELLED = ("clips_per_class", "order_clips"), ("clips", "system")  # options of protocols by their labels
 
 
 def run_report(options: argparse.Namespace) -> None:
@@ -164,7 +170,7 @@ def run_report(options: argparse.Namespace) -> None:
     scoring = ScoreOptions(**given_of(options, "download", "resamples"), device=pick_device(options.device))
     given = given_of(
         options, "protocol", "test_set", "clips", "clips_per_class", "order_clips", "figures", "figure_clips",
-        "labelled", "batch_size", "device", "fresh", "weights",
+        "labelled", "batch_size", "device", "fresh", "weights", "system",
     )  # fmt: skip
     experiments = [load_experiment(path, overrides) for path in paths]
     write_report(experiments, ReportOptions(**given, score=scoring), options.output)

@@ -2,7 +2,7 @@
 
 Clips are drawn with replacement, whole clips at a time: a clip's frames and captions are not independent samples.
 
-Shapes: N clips, B resamples, S independent sets.
+Shapes: N clips, B resamples, S independent sets or trainings.
 """
 
 import math
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binomtest
+from scipy.stats import t as student_t
 
 LEVEL = 0.95
 
@@ -139,6 +140,25 @@ def paired_share_difference(first: np.ndarray, second: np.ndarray) -> Interval:
     value = one.value - other.value
     low = value - distance(one.value - one.low, other.high - other.value)
     return Interval(value, low, value + distance(one.high - one.value, other.value - other.low), 0)
+
+
+def interval_over_seeds(values: np.ndarray, clip_variance: float, num_clips: int) -> Interval:
+    """A score of each of S trainings on the same N clips, (S,) => its mean with the interval over seeds and clips.
+
+    The variances of both add; Student's t with Welch and Satterthwaite's degrees of freedom, which are few where the
+    seeds differ more than the clips do. ValueError for one seed, whose spread nobody knows.
+    """
+    num_seeds = len(values)
+    if num_seeds < 2:
+        raise ValueError("an interval over seeds takes two or more")
+    seed_variance = float(np.var(values, ddof=1)) / num_seeds
+    variance = seed_variance + clip_variance
+    mean = float(np.mean(values))
+    if not variance > 0:
+        return Interval(mean, mean if variance == 0 else math.nan, mean if variance == 0 else math.nan, 0)
+    freedom = variance**2 / (seed_variance**2 / (num_seeds - 1) + clip_variance**2 / max(num_clips - 1, 1))
+    half = float(student_t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(variance)
+    return Interval(mean, mean - half, mean + half, 0)
 
 
 def relative_bias(num_rows: int, embedding_size: int) -> float:

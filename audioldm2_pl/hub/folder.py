@@ -123,9 +123,6 @@ class ModelFolder:
             return PhonemeEncoder.open(self.load, phoneme_parts(self.path))
         return conditioner_class(name).open(self.load)
 
-    def is_given(self, name: str) -> bool:
-        return name in self.given or name in self.started
-
     def has(self, part: str) -> bool:
         return (self.path / part).is_dir()
 

@@ -26,18 +26,19 @@ from audioldm2_pl.seeds import SharedRandom, draw_rows
 def is_frozen(conditioners: ConditionersConfig, folder: ModelFolder, name: str) -> bool:
     """Whether a conditioner keeps its weights in the stages that read it."""
     pretrained = getattr(conditioners, name).pretrained is not None
-    return pretrained or folder.is_given(name) or conditioner_class(name).has_own_stage
+    return pretrained or name in folder.given or conditioner_class(name).has_own_stage
 
 
 def open_conditioners(
     experiment: Any, folder: ModelFolder, names: Iterable[str], afresh: bool = False
 ) -> dict[str, Conditioner]:
-    """Name -> conditioner: the model folder's; one that trains is new where it has none there, or `afresh`."""
+    """Name -> conditioner: the model folder's; one that trains is new where it has none there, or `afresh` and
+    `start_from` names no weights of it."""
     opened = {}
     for name in names:
         config = getattr(experiment.conditioners, name)
         frozen = is_frozen(experiment.conditioners, folder, name)
-        if frozen or (folder.has_conditioner(name) and not afresh):
+        if frozen or (folder.has_conditioner(name) and (not afresh or name in folder.started)):
             conditioner: Any = folder.conditioner(name)
         else:
             conditioner = config.build()

@@ -35,6 +35,7 @@ LoadModel = Callable[[Path, str], Any]  # model folder, device => AudioLDM2
 class ReportOptions:
     protocol: str = "classification"
     test_set: Path | None = None  # folder of shards; None: the experiment's data.test
+    system: str = "text_to_audio"  # that a protocol without labels scores
     clips: int | None = None  # drawn from the test set; None: all
     clips_per_class: int = 10  # one-event clips of each class, of a protocol with labels
     order_clips: int = 60  # two-event clips, of a protocol with labels
@@ -95,7 +96,7 @@ class Bench:
     @property
     def systems(self) -> tuple[str, ...]:
         """Those that the protocol scores."""
-        return SYSTEMS if self.has_labels else ("text_to_audio",)
+        return SYSTEMS if self.has_labels else (self.options.system,)
 
     @property
     def score_options(self) -> ScoreOptions:

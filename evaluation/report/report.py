@@ -111,7 +111,7 @@ def results_of(
         "systems": rows,
         "origins": {bench.name: bench.sound.origin for bench in benches},
         "test_sets": {bench.name: str(bench.test) for bench in benches},
-        "differences": differences_of({name: systems["text_to_audio"] for name, systems in scored.items()}),
+        "differences": differences_of({name: systems[benches[0].options.system] for name, systems in scored.items()}),
         "settings": settings_against_presets([bench.experiment for bench in benches]),
         "figures": {name: {figure.name: figure.numbers for figure in found} for name, found in figures.items()},
     }

@@ -49,7 +49,7 @@ def tagged_example(benches: list[Bench], key: str, tags: list[str]) -> Example:
     """A clip's reference and generations."""
     having = [bench for bench in benches if key in bench.texts]
     sounds = [sound_player(having[0].sound.path("reference", key), "Reference", having[0].audio)]
-    sounds += [sound_player(bench.sound.path("text_to_audio", key), bench.name, bench.audio) for bench in having]
+    sounds += [sound_player(bench.sound.path(bench.options.system, key), bench.name, bench.audio) for bench in having]
     return Example(having[0].texts[key][0], "; ".join(tags), sounds)
 
 
