@@ -1,11 +1,17 @@
 """`audioldm2 serve` itself: a model's sounds, a killed server, and the page in a browser."""
 
+import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 from browser import CHROMIUM, Browser
@@ -13,6 +19,8 @@ from served import ask, until_ended
 
 from audioldm2_pl.cli import main
 from audioldm2_pl.provenance import read_provenance
+
+ROOT = Path(__file__).parents[2]
 
 
 def start(model, folder) -> tuple[subprocess.Popen, str]:
@@ -44,6 +52,21 @@ def test_the_sounds_are_those_of_the_command_line(server, smoke_run, tmp_path):
     assert read_provenance(first) == read_provenance(second)
     edit = ask(f"{server}/edit", {"source": job["id"], "between": [[0.5, 1.0]], "prompt": "rain", "num_steps": 2})[1]
     assert until_ended(server, edit["id"])["state"] == "done"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
+def test_the_guides_lines_run(server, tmp_path):
+    """Those of docs/generate.md, with fewer steps."""
+    soundfile.write(tmp_path / "in.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 40_000), 16_000)
+    (block,) = re.findall(r"```shell\n(.*?)```", (ROOT / "docs" / "generate.md").read_text(), re.DOTALL)
+    last = ""
+    for line in block.strip().splitlines():
+        words = shlex.split(line.replace('"num_steps": 50', '"num_steps": 2'), comments=True)
+        words = [word.replace("localhost:7860", server).replace("ID", last) for word in words]
+        said = subprocess.run([*words, "--fail", "--silent"], cwd=tmp_path, capture_output=True, check=True).stdout
+        last = json.loads(said)["id"] if said.startswith(b'{"id"') else last
+    assert (tmp_path / "bell.flac").read_bytes().startswith(b"fLaC")
+    assert until_ended(server, last)["state"] == "done"
 
 
 def test_a_killed_server_loses_no_sound(smoke_run, tmp_path):
