@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo abilities test lint esc10 copy-synthesis parity bench bench-eval bench-data clean
+.PHONY: setup demo abilities test lint esc10 copy-synthesis parity bench bench-eval bench-data bench-serve clean
 
 setup: .venv/.ready
 
@@ -65,6 +65,10 @@ bench-eval: .venv/.ready
 # Clips a second and core of the reader beside bare decoding and a map-style dataset: docs/results/bench_data.json (minutes)
 bench-data: .venv/.ready
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/reader.py
+
+# 20 clients of `audioldm2 serve` on the demo's model for 5 minutes: docs/results/bench_serve.json
+bench-serve: .venv/.ready
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/serve.py runs/demo/model
 
 test: .venv/.ready
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
