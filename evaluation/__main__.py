@@ -150,8 +150,8 @@ LABELLED, UNLABELLED = ("clips_per_class", "order_clips"), ("clips", "system")  
 
 
 def run_report(options: argparse.Namespace) -> None:
-    from audioldm2_pl.cli import pick_device
     from audioldm2_pl.config import load_experiment
+    from audioldm2_pl.sound_commands import pick_device
 
     from .protocols import load_protocol
     from .report import ReportOptions, write_report
@@ -200,8 +200,8 @@ def run_copy_synthesis(options: argparse.Namespace) -> None:
 
 
 def run_generate(options: argparse.Namespace) -> None:
-    from audioldm2_pl.cli import pick_device
     from audioldm2_pl.fields import nearest
+    from audioldm2_pl.sound_commands import pick_device
 
     from .systems import SYSTEMS
     from .systems.folder import ClipOptions, generate_clips, parse_settings

@@ -15,9 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from audioldm2_pl.cli import pick_device
 from audioldm2_pl.config import ExperimentConfig, to_plain
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.sound_commands import pick_device
 
 from ..checkpoints import digest_of_folder
 from ..clips import digest_of_index
