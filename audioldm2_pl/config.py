@@ -35,6 +35,7 @@ from audioldm2_pl.training.adapter import check_adapter
 from audioldm2_pl.training.audiomae import AudioMAETrainingConfig
 from audioldm2_pl.training.clap import CLAPTrainingConfig
 from audioldm2_pl.training.decoder import DecoderTrainingConfig
+from audioldm2_pl.training.distill import DistillTrainingConfig
 from audioldm2_pl.training.finite import OnNaN
 from audioldm2_pl.training.gpt2 import GPT2TrainingConfig
 from audioldm2_pl.training.image import ImageTrainingConfig
@@ -58,6 +59,7 @@ class TrainingConfig:
     ldm: LDMTrainingConfig = field(default_factory=LDMTrainingConfig)
     gpt2: GPT2TrainingConfig = field(default_factory=GPT2TrainingConfig)
     joint: JointTrainingConfig = field(default_factory=JointTrainingConfig)
+    distill: DistillTrainingConfig = field(default_factory=DistillTrainingConfig)
 
 
 def stage_class(recipe: type) -> type[Stage]:
@@ -170,7 +172,7 @@ class ExperimentConfig:
             check_adapter(self, [STAGES[name] for name in self.stages])
         if self.training.decoder.sampled_from and "decoder" in self.stages:
             later = self.stages[self.stages.index("decoder") + 1 :]
-            if changed := [stage for stage in later if stage in ("ldm", "gpt2", "joint")]:
+            if changed := [stage for stage in later if stage in ("ldm", "gpt2", "joint", "distill")]:
                 raise UserError(
                     f"stages: with training.decoder.sampled_from decoder reads the T-UNet; put it after {changed[-1]}"
                 )
@@ -253,6 +255,11 @@ class ExperimentConfig:
             raise UserError(
                 f"sampling.num_steps={self.sampling.num_steps} has to be below "
                 f"diffusion.num_timesteps={self.diffusion.num_timesteps}"
+            )
+        if self.sampling.sampler == "lcm" and self.sampling.num_steps > self.training.distill.num_solver_steps:
+            raise UserError(
+                f"sampling.num_steps={self.sampling.num_steps} is above training.distill.num_solver_steps="
+                f"{self.training.distill.num_solver_steps}, of which lcm takes a part"
             )
         for key, value, other, name in self.equal_sizes():
             if value != other:

@@ -15,10 +15,11 @@ from typing import Any, Literal
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import bounded, check_fields, nearest
 
-Sampler = Literal["ddim", "ddpm", "dpm-solver++", "unipc", "euler", "heun", "pndm"]
+Sampler = Literal["ddim", "ddpm", "dpm-solver++", "unipc", "euler", "heun", "pndm", "lcm"]
 Unconditional = Literal["zero", "gpt2"]
 Mode = Literal["exact", "official"]
 RestyleMethod = Literal["sdedit", "inversion"]
+LCM_STEPS = 50  # of the grid that "lcm" samples a part of; a model folder's student may have another
 ABILITIES = ("between", "above", "extend", "restyle", "vary")  # of which an edit is one
 MEDIA = ("image", "video", "audio")  # fields of Generation that name a file
 
@@ -27,7 +28,9 @@ MEDIA = ("image", "video", "audio")  # fields of Generation that name a file
 class Sampling:
     """How latents are sampled. A model folder holds it as generation_config.json; the defaults are the authors'."""
 
-    sampler: Sampler | None = bounded("ddim", help="diffusion sampler; null is the scheduler of the model folder")
+    sampler: Sampler | None = bounded(
+        "ddim", help="diffusion sampler, lcm for a student; null is the scheduler of the model folder"
+    )
     num_steps: int = bounded(200, ge=1, le=100_000, aliases=("steps",), unit="steps", help="sampling steps")
     guidance_scale: float = bounded(3.5, ge=0, le=100, help="classifier-free guidance; 1 is no guidance")
     eta: float = bounded(1.0, ge=0, le=1, help="noise added back by DDIM: 1 in the authors' code, 0 in diffusers")
@@ -208,11 +211,20 @@ def check_media(requests: Sequence[Generation], conditioners: Iterable[Any]) -> 
             raise UserError("this model makes sound of pictures; give it an image, a video or audio (--image FILE)")
 
 
-def check_sampling(sampling: Sampling, num_timesteps: int) -> None:
-    """UserError for a value out of its range, or as many steps as the training's `num_timesteps`."""
+def num_lcm_steps(scheduler: Mapping[str, Any]) -> int:
+    """Steps of the grid that "lcm" samples a part of, over the noise schedule of a scheduler's config."""
+    return min(scheduler.get("original_inference_steps", LCM_STEPS), scheduler["num_train_timesteps"])
+
+
+def check_sampling(sampling: Sampling, scheduler: Mapping[str, Any]) -> None:
+    """UserError for a value out of its range, or more steps than a scheduler of this config has."""
     check_fields(sampling)
+    num_timesteps = scheduler["num_train_timesteps"]
     if sampling.num_steps >= num_timesteps:  # diffusers' "leading" steps begin at 1
         raise UserError(f"num_steps={sampling.num_steps} has to be below {num_timesteps}, the timesteps of training")
+    is_lcm = sampling.sampler == "lcm" or (sampling.sampler is None and "original_inference_steps" in scheduler)
+    if is_lcm and sampling.num_steps > num_lcm_steps(scheduler):
+        raise UserError(f"num_steps={sampling.num_steps}: lcm samples in {num_lcm_steps(scheduler)} steps or fewer")
 
 
 def texts_of(requests: Sequence[Generation]) -> dict[str, list[str]]:

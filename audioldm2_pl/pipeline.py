@@ -187,7 +187,7 @@ class AudioLDM2:
         asked, how = generation.by_name(given, Generation, Sampling)
         clips = generation.requests_of(requests, asked, empty_prompts=not self.needs_prompt)
         sampling = replace(sampling or self.sampling, **how)
-        check_sampling(sampling, self.scheduler.config.num_train_timesteps)
+        check_sampling(sampling, self.scheduler.config)
         if loa is None and len(groups := same_length(self, clips)) > 1:
             return generate_apart(self, clips, groups, sampling, edit, progress)
         one_window = loa is not None or edit is not NO_EDIT
@@ -226,7 +226,7 @@ class AudioLDM2:
         asked, how, changes = generation.by_name(given, Generation, Sampling, Editing)
         editing, sampling = Editing(**changes), replace(sampling or self.sampling, **how)
         editing.check()
-        check_sampling(sampling, self.scheduler.config.num_train_timesteps)
+        check_sampling(sampling, self.scheduler.config)
         empty = not self.needs_prompt or editing.vary is not None or editing.restyle is None
         [clip] = generation.requests_of(request, asked, empty_prompts=empty)
         check_editable(self, clip, editing)

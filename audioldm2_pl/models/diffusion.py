@@ -11,13 +11,13 @@ from typing import Any, Literal
 import diffusers
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, DDPMScheduler  # pyright: ignore[reportPrivateImportUsage]
+from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor
 
 from audioldm2_pl.editing import NO_EDIT, Edit, Inversion
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import bounded, check_fields
-from audioldm2_pl.generation import Sampler, Sampling
+from audioldm2_pl.generation import LCM_STEPS, Sampler, Sampling, num_lcm_steps
 from audioldm2_pl.seeds import draw_rows, noise_like
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # (noisy latent (B, C, H, W), timestep) => prediction (B, C, H, W)
@@ -32,6 +32,7 @@ SAMPLERS: dict[Sampler, tuple[str, dict]] = {
     "euler": ("EulerDiscreteScheduler", {"steps_offset": 1}),
     "heun": ("HeunDiscreteScheduler", {"steps_offset": 1}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1}),
+    "lcm": ("LCMScheduler", {}),
 }
 
 
@@ -54,8 +55,11 @@ class DiffusionConfig:
         check_fields(self, "diffusion.")
 
 
-def build_scheduler(config: DiffusionConfig, sampler: Sampler | None = None):
-    """diffusers' scheduler of a sampler, DDIM where none is named, over the config's noise schedule."""
+def build_scheduler(config: DiffusionConfig, sampler: Sampler | None = None, num_solver_steps: int = LCM_STEPS):
+    """diffusers' scheduler of a sampler, DDIM where none is named, over the config's noise schedule.
+
+    `num_solver_steps` is the grid of "lcm".
+    """
     name, settings = SAMPLERS[sampler or "ddim"]
     common = {
         "num_train_timesteps": config.num_timesteps,
@@ -67,6 +71,8 @@ def build_scheduler(config: DiffusionConfig, sampler: Sampler | None = None):
     }
     if name in ("DDIMScheduler", "DDPMScheduler"):
         common["clip_sample"] = False
+    if sampler == "lcm":
+        common["original_inference_steps"] = min(num_solver_steps, config.num_timesteps)
     return getattr(diffusers, name)(**common, **settings)
 
 
@@ -78,6 +84,8 @@ def scheduler_of(scheduler: Any, sampler: Sampler | None) -> Any:
     if sampler is None:
         return deepcopy(scheduler)
     name, settings = SAMPLERS[sampler]
+    if sampler == "lcm":
+        settings = {"original_inference_steps": num_lcm_steps(scheduler.config)}
     return getattr(diffusers, name).from_config(scheduler.config, **settings)
 
 
@@ -149,7 +157,7 @@ def sample(
     Args:
         predict: the network, already guided.
         scheduler: diffusers' scheduler, of which a copy, or with `sampling.sampler` another over its schedule, is used.
-        generators: one a sample, on the CPU: the noise that DDIM (η > 0) and DDPM add at each step.
+        generators: one a sample, on the CPU: the noise that DDIM (η > 0), DDPM and LCM add at each step.
         edit: with `start_timestep`, steps above it are left out, and the source is noised as far as the first that is
             left: a low one changes details alone (SDEdit, Meng et al. 2022; style transfer in AudioLDM). With `keep`,
             the source, noised as far as the latent, takes its place there at each step, and in the end as it is. With
@@ -214,7 +222,7 @@ def step_noise(scheduler, noise: Tensor, generators: Sequence[torch.Generator], 
     """What `step` of a sampler that adds noise takes beside the latent, like `noise` (B, C, H, W)."""
     if isinstance(scheduler, DDIMScheduler) and eta > 0:
         return {"eta": eta, "variance_noise": draw_noise(noise.shape[1:], generators).to(noise.device)}
-    return {"generator": list(generators)} if isinstance(scheduler, DDPMScheduler) else {}
+    return {"generator": list(generators)} if isinstance(scheduler, DDPMScheduler | LCMScheduler) else {}
 
 
 def part_of(progress: Progress | None, number: int, count: int) -> Progress | None:

@@ -52,8 +52,10 @@ def predictor(unet: TUNet, inputs: UNetInputs, guidance_scale: float) -> Predict
     dtype = unet.conv_in.weight.dtype
 
     def predict(latent: Tensor, timestep: Tensor) -> Tensor:
-        noisy = latent if both is inputs else torch.cat([latent, latent])
-        prediction = unet(noisy.to(dtype), timestep.expand(len(noisy)), both.conditions, both.film, cache).float()
+        timestep = timestep.expand(len(latent))  # (B,)
+        if both is not inputs:
+            latent, timestep = torch.cat([latent, latent]), torch.cat([timestep, timestep])
+        prediction = unet(latent.to(dtype), timestep, both.conditions, both.film, cache).float()
         if both is inputs:
             return prediction
         without, given = prediction.chunk(2)

@@ -122,7 +122,8 @@ class DecoderFinetuning(Stage):
                 f"training.decoder.crop_seconds={config.crop_seconds}"
             )
         if config.sampled_from:
-            scheduler = build_scheduler(experiment.diffusion, experiment.sampling.sampler)
+            num_solver_steps = experiment.training.distill.num_solver_steps
+            scheduler = build_scheduler(experiment.diffusion, experiment.sampling.sampler, num_solver_steps)
             scheduler.set_timesteps(experiment.sampling.num_steps)
             try:
                 begin_at(scheduler, min(config.sampled_from))

@@ -139,7 +139,7 @@ def test_every_sampler_makes_finite_latents(sampler, prediction):
     assert min(seen) >= 0 and max(seen) < config.num_timesteps
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [sampler for sampler in SAMPLERS if sampler != "lcm"])  # of consistency functions
 def test_every_sampler_finds_a_gaussian(sampler):
     config = DiffusionConfig()
     num_steps = 100 if sampler == "ddpm" else 25
@@ -211,9 +211,21 @@ def test_as_many_steps_as_timesteps_are_refused():
     """diffusers' first step is then a timestep that the schedule has not."""
     config = DiffusionConfig(num_timesteps=50)
     assert draw(config, gaussian_predictor(config, 0.0, 1.0), 0, num_steps=49).isfinite().all()
-    check_sampling(Sampling(num_steps=49), 50)
+    check_sampling(Sampling(num_steps=49), {"num_train_timesteps": 50})
     with pytest.raises(UserError, match=r"num_steps=50 has to be below 50, the timesteps of training"):
-        check_sampling(Sampling(num_steps=50), 50)
+        check_sampling(Sampling(num_steps=50), {"num_train_timesteps": 50})
+
+
+@pytest.mark.parametrize(("sampler", "grid", "most"), [("lcm", None, 50), ("lcm", 20, 20), (None, 20, 20)])
+def test_lcm_takes_no_more_steps_than_its_grid_has(sampler, grid, most):
+    config = DiffusionConfig()
+    scheduler = build_scheduler(config) if grid is None else build_scheduler(config, "lcm", grid)
+    check_sampling(Sampling(sampler, most), scheduler.config)
+    draws = generators(0)
+    latent = sample(lambda z, t: 0.1 * z, scheduler, draw_noise(SHAPE, draws), draws, Sampling(sampler, most))
+    assert latent.isfinite().all()
+    with pytest.raises(UserError, match=f"num_steps={most + 1}: lcm samples in {most} steps or fewer"):
+        check_sampling(Sampling(sampler, most + 1), scheduler.config)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -36,14 +36,19 @@ WRITES = {
     "ldm": ("unet", "text_encoder_2"),
     "gpt2": ("language_model", "projection_model"),
     "joint": ("unet", "language_model", "projection_model"),
+    "distill": ("unet",),
 }
+GOES_ON = ("decoder", "joint", "distill")  # stages that start from what they write
+STUDENT = ("sampling.sampler=lcm", "sampling.num_steps=4", "sampling.guidance_scale=1")
 
 
 def prepared(smoke, smoke_run, stage: str, tmp_path: Path, name: str, *overrides: str):
     """A smoke experiment whose model folder already has all parts that `stage` starts from."""
+    if stage == "distill":
+        overrides = ("stages=[distill]", f"start_from.unet={smoke_run.model_folder}", *STUDENT, *overrides)
     experiment = smoke(f"name={name}", *overrides, runs=tmp_path)
     shutil.copytree(smoke_run.model_folder, experiment.model_folder)
-    for part in WRITES[stage] if stage not in ("decoder", "joint") else ():
+    for part in WRITES[stage] if stage not in GOES_ON else ():
         shutil.rmtree(experiment.model_folder / part)
     return experiment
 
@@ -84,7 +89,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(stage, smoke, smoke_run, tmp
 
 @pytest.mark.parametrize(
     ("stage", "share"),
-    [("clap", 0.7), ("audiomae", 0.9), ("decoder", 0.9), ("ldm", 0.9), ("gpt2", 0.5), ("joint", 0.9)],
+    [("clap", 0.7), ("audiomae", 0.9), ("decoder", 0.9), ("ldm", 0.9), ("gpt2", 0.5), ("joint", 0.9), ("distill", 0.9)],
 )
 def test_overfits_one_batch(stage, share, smoke_run):
     module, batch = start(smoke_run, stage)
@@ -92,7 +97,7 @@ def test_overfits_one_batch(stage, share, smoke_run):
     assert sum(losses[-4:]) < share * sum(losses[:4])
 
 
-@pytest.mark.parametrize("stage", ["ldm", "gpt2", "joint"])
+@pytest.mark.parametrize("stage", ["ldm", "gpt2", "joint", "distill"])
 def test_frozen_parts_get_no_gradient_and_are_not_registered(stage, smoke_run):
     module, batch = start(smoke_run, stage)
     module.total(module.losses(batch)).backward()
@@ -373,7 +378,7 @@ def test_ema_counts_steps_of_the_optimiser(smoke_run):
 def test_groups_cover_all_written_parts():
     known = {part for parts in GROUPS.values() for part in parts}
     assert {part for parts in WRITES.values() for part in parts} <= known
-    assert {name for name, stage in STAGES.items() if stage.makes is None} == {"decoder", "joint"}
+    assert {name for name, stage in STAGES.items() if stage.makes is None} == set(GOES_ON)
 
 
 def test_tensorboard_and_offline_wandb_are_written_when_asked(smoke, smoke_run, tmp_path, monkeypatch):
