@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,6 +52,46 @@ def write_reason(error: Exception) -> str:
 def write_text(path: Path, text: str) -> None:
     with written_whole(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def replace_folder(path: Path, new: Path) -> None:
+    """The folder `new` takes the place of `path`; a kill in between leaves one of the two for `restore_folders`."""
+    old = path.with_name(f".{path.name}.old")
+    if path.is_dir():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder whole; a kill in between leaves a hidden rest for `restore_folders`."""
+    rest = path.with_name(f".{path.name}.part")
+    shutil.rmtree(rest, ignore_errors=True)
+    path.rename(rest)
+    shutil.rmtree(rest, ignore_errors=True)
+
+
+def restore_folders(parent: Path) -> None:
+    """Undoes what killed processes have begun in `parent`: .NAME.part is half-written, .NAME.old was to be replaced."""
+    for old in parent.glob(".*.old"):
+        path = parent / old.name.removeprefix(".").removesuffix(".old")
+        shutil.rmtree(old) if path.is_dir() else old.rename(path)
+    for new in parent.glob(".*.part"):
+        shutil.rmtree(new) if new.is_dir() else new.unlink()
+
+
+def link_file(source: str | Path, target: str | Path) -> None:
+    """A copy of a file that is never edited; it takes no room where the file system has hard links."""
+    source = os.path.realpath(source)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """`link_file` of a whole folder."""
+    shutil.copytree(source, target, copy_function=link_file)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 from audioldm2_pl.errors import Interrupted, run_tool
-from audioldm2_pl.flags import Parser, parse_with_overrides
+from audioldm2_pl.flags import Parser, last_or_batch, parse_with_overrides, without_option
 from audioldm2_pl.sound_commands import add_edit, add_generate, add_serve, add_show
 
 
@@ -24,6 +24,10 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     train = commands.add_parser("train", help="train the stages of an experiment, or resume them")
     train.add_argument("experiment", type=Path, help="an experiment's YAML")
     train.add_argument("--stage", help="train this stage only")
+    train.add_argument(
+        "--resume", type=last_or_batch, metavar="last|N",
+        help="go on from the last checkpoint, or go back to that of batch N (last)",
+    )  # fmt: skip
     train.add_argument("overrides", nargs="*", metavar="key=value", help="anything in the YAML, such as seed=1")
     train.add_argument("--allow-pipe", action="store_true", help="run the commands of pipe: folders in data.train")
     train.set_defaults(run=run_train)
@@ -88,10 +92,11 @@ def run_train(args: argparse.Namespace) -> None:
         os.environ["AUDIOLDM2_ALLOW_PIPE"] = "1"  # which workers and ranks inherit
     experiment = load_experiment(args.experiment, args.overrides)
     try:
-        train(experiment, args.stage)
+        train(experiment, args.stage, args.resume)
     except Interrupted as stop:
         state = f"{stop.state}; " if stop.state else ""
-        raise Interrupted(stop.signum, f"{state}resume with: {shlex.join(['audioldm2', *args.arguments])}") from None
+        command = shlex.join(["audioldm2", *without_option(args.arguments, "--resume")])  # what it went back to is last
+        raise Interrupted(stop.signum, f"{state}resume with: {command}") from None
     if experiment.adapter is not None:
         print(f"adapter: {experiment.adapter_folder}")
         return

@@ -89,6 +89,11 @@ class TrainerConfig:
     validation_batches: int = bounded(8, ge=1)  # batches of the test split in one validation
     sample_every_batches: int | None = bounded(None, ge=1)  # sounds of `sample_clips` clips this often; null never
     sample_clips: int = bounded(4, ge=1)  # of the test split, to runs/<name>/samples and to the loggers
+    export_every_batches: int | None = bounded(
+        None, ge=1
+    )  # a model folder in runs/<name>/exports this often; null never
+    keep_exports: int | None = bounded(None, ge=1)  # the latest of each stage; null keeps all
+    keep_checkpoints: int = bounded(1, ge=1)  # the latest of a stage in training, for `train --resume N`
     progress_bar: bool = True  # a bar on the terminal
 
 

@@ -76,5 +76,26 @@ def parse_with_overrides(parser: argparse.ArgumentParser, arguments: list[str] |
     return args
 
 
+def last_or_batch(text: str) -> int | None:
+    """The batch that `--resume` names; None for the last."""
+    if text == "last":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither last nor the number of a batch")
+    return int(text)
+
+
+def without_option(arguments: Sequence[str], option: str) -> list[str]:
+    """A command line's words without an option and its value."""
+    kept: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == option:
+            next(words, None)
+        elif not word.startswith(f"{option}="):
+            kept.append(word)
+    return kept
+
+
 def is_option(word: str) -> bool:
     return word.startswith("-") and " " not in word

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from audioldm2_pl.cli import main
+from audioldm2_pl.cli import build_parser, main
 from audioldm2_pl.config import load_experiment
+from audioldm2_pl.flags import parse_with_overrides
 from audioldm2_pl.shards.reader import ShardFolder
 
 ROOT = Path(__file__).parents[1]
@@ -127,6 +128,19 @@ def test_your_own_sounds_become_shards_and_train(tmp_path, monkeypatch):
     assert train([*settings, "stages=[vae]", "trainer.progress_bar=false"]) == 0
 
 
+def test_a_run_is_steered(smoke_run, shards, tmp_path, monkeypatch):
+    """The first `sh` lines of docs/train.md, with the stage joint of the smallest experiment."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(smoke_run.model_folder, "runs/smoke/model")
+    Path("captions.csv").write_text("filename,caption\nbell.wav,a bell\n")
+    (train, settings), (generate, prompt), (evaluation, system) = map(tool, commands("train", "sh")[:3])
+    settings = [re.sub("=100$", "=2", word) for word in on_smoke(settings, shards)]
+    assert train([*settings, "--stage", "joint"]) == 0
+    assert generate(on_smoke([word.replace("0000100", "0000002") for word in prompt], shards)) == 0
+    system = [word.replace("runs/demo/exports/joint-0000100", "runs/smoke/exports/joint-0000002") for word in system]
+    assert evaluation(system) == 0 and Path("output/joint-100/bell.wav").is_file()
+
+
 def longer_commands() -> list[list[str]]:
     return [words for page in having("sh") for words in commands(page, "sh")]
 
@@ -137,8 +151,8 @@ def test_longer_commands_are_known(words, mine, tmp_path, monkeypatch, capsys):
     run, arguments = tool(words)
     assert run is not None, words
     if arguments[0] == "train":
-        overrides = [argument for argument in arguments if "=" in argument]
-        assert load_experiment(ROOT / arguments[1], overrides).stages
+        args = parse_with_overrides(build_parser(), arguments)
+        assert load_experiment(ROOT / args.experiment, args.overrides).stages
         return
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "experiments", "experiments")

@@ -21,7 +21,7 @@ from typing import Any
 
 import diffusers
 
-from audioldm2_pl.atomic import is_write_error, write_reason, write_text
+from audioldm2_pl.atomic import is_write_error, replace_folder, restore_folders, write_reason, write_text
 from audioldm2_pl.conditioners.condition import read_names
 from audioldm2_pl.conditioners.config import ConditionersConfig, conditioner_class
 from audioldm2_pl.conditioners.phonemes import PhonemeEncoder
@@ -184,19 +184,11 @@ class ModelFolder:
 
     def replace(self, part: str, new: Path) -> None:
         """The folder `new` takes the part's place; a kill in between leaves one of the two for `restore`."""
-        old = self.path / f".{part}.old"
-        if self.has(part):
-            (self.path / part).rename(old)
-        new.rename(self.path / part)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(self.path / part, new)
 
     def restore(self) -> None:
         """Undoes what killed processes have begun."""
-        for old in self.path.glob(".*.old"):
-            part = old.name.removeprefix(".").removesuffix(".old")
-            shutil.rmtree(old) if self.has(part) else old.rename(self.path / part)
-        for new in self.path.glob(".*.part"):
-            shutil.rmtree(new) if new.is_dir() else new.unlink()
+        restore_folders(self.path)
 
     def conditions(self) -> tuple[list[str], str | None, list[str]]:
         """What T-UNet reads, what joins its time embedding, and what GPT-2 reads; of published folders too."""

@@ -1,12 +1,11 @@
 """A run's model with its card as a repository of the model hub."""
 
-import os
 import shutil
 from pathlib import Path
 
 import yaml
 
-from audioldm2_pl.atomic import write_text
+from audioldm2_pl.atomic import link_file, write_text
 from audioldm2_pl.audio import save_waveform
 from audioldm2_pl.config import ExperimentConfig, to_plain
 from audioldm2_pl.errors import UserError, reason_of
@@ -31,7 +30,7 @@ def build_repository(experiment: ExperimentConfig, repository: str, licence: str
     folder = experiment.run_folder / "hub"
     new = folder.with_name(".hub.part")
     shutil.rmtree(new, ignore_errors=True)
-    shutil.copytree(model.path.resolve(), new, copy_function=link_or_copy, ignore=shutil.ignore_patterns(".*"))
+    shutil.copytree(model.path.resolve(), new, copy_function=link_file, ignore=shutil.ignore_patterns(".*"))
     sounds = make_sounds(experiment, new, num_sounds, repository)
     write_text(new / "experiment.yaml", yaml.safe_dump(to_plain(experiment), sort_keys=False, allow_unicode=True))
     write_text(new / "README.md", write_card(experiment, repository, licence, sounds))
@@ -50,14 +49,6 @@ def check_repository(repository: str) -> None:
         raise UserError(f"{repository}: is no repository's name ({reason_of(error)}); say user/name") from None
     if repository.count("/") != 1:
         raise UserError(f"{repository}: is no repository's name; say user/name")
-
-
-def link_or_copy(source: str, target: str) -> None:
-    """A hard link, or a copy on another disk."""
-    try:
-        os.link(os.path.realpath(source), target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def make_sounds(experiment: ExperimentConfig, folder: Path, count: int, repository: str) -> dict[str, str]:

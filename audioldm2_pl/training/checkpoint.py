@@ -1,9 +1,16 @@
-"""The checkpoint that a broken-off stage resumes from: when it is saved, and whether it still fits the experiment."""
+"""The checkpoints of a stage: when they are saved, which it resumes from, and whether that still fits the experiment.
+
+runs/<name>/checkpoints/<stage>.ckpt            the latest, which a broken-off stage goes on from
+runs/<name>/checkpoints/<stage>-<batch>.ckpt    those before it, with trainer.keep_checkpoints
+runs/<name>/checkpoints/set_aside/              those that the stage has gone back behind, until it is finished
+"""
 
 from __future__ import annotations
 
+import re
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +18,14 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from audioldm2_pl.atomic import written_whole
+from audioldm2_pl.atomic import link_file, written_whole
 from audioldm2_pl.config import ExperimentConfig, to_plain
 from audioldm2_pl.errors import Interrupted, UserError, reason_of
 from audioldm2_pl.training.interruption import Interruption
 from audioldm2_pl.training.stage import Stage
 
 Changes = dict[str, list[Any]]  # dotted key -> [value before, value now]
+SET_ASIDE = "set_aside"  # folder of the checkpoints that no stage looks for
 MAPPINGS = ("learning_rates", "loss_weights", "dropout_alone")  # fields whose keys the user chooses
 
 
@@ -35,12 +43,16 @@ class Resumable(L.Callback):
     Only after a step of the optimisers: gradients that are being accumulated are in no checkpoint.
     """
 
-    def __init__(self, path: Path, every_batches: int, recipe: dict[str, Any], interruption: Interruption):
+    def __init__(
+        self, path: Path, every_batches: int, recipe: dict[str, Any], interruption: Interruption, keep: int = 1
+    ):
         self.path = path
+        self.keep = keep  # checkpoints
         self.every_batches = every_batches
         self.recipe = recipe
         self.interruption = interruption
         self.num_batches = 0  # trained
+        self.saved = 0  # batches of the latest checkpoint
         self.ends = False  # whether a signal has come, to any rank
         self.seconds = 0.0  # spent by earlier runs of this stage
         self.started = time.perf_counter()
@@ -61,9 +73,21 @@ class Resumable(L.Callback):
         self.ends = trainer.strategy.reduce_boolean_decision(self.interruption.signum is not None, all=False)
         is_last = self.num_batches == pl_module.config.batches
         if due or self.ends or is_last:
-            trainer.save_checkpoint(self.path)
+            self.save(trainer)
         if self.ends and is_last:
             self.end(pl_module.name)
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Replaces the latest checkpoint, which stays under its number where more than one is kept."""
+        if trainer.is_global_zero and self.keep > 1 and 0 < self.saved < self.num_batches and self.path.is_file():
+            with written_whole(self.path.with_name(numbered_name(self.path.stem, self.saved, ".ckpt"))) as part:
+                link_file(self.path, part)
+        trainer.save_checkpoint(self.path)
+        self.saved = self.num_batches
+        if trainer.is_global_zero:
+            older = list(older_checkpoints(self.path).values())
+            for path in older[: max(0, len(older) - self.keep + 1)]:
+                path.unlink()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self.ends:  # only now: what the last batch is to log and to validate is done
@@ -84,7 +108,31 @@ class Resumable(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds = state_dict["seconds"]
-        self.num_batches = state_dict["num_batches"]
+        self.num_batches = self.saved = state_dict["num_batches"]
+
+
+def numbered_name(stage: str, num_batches: int, suffix: str = "") -> str:
+    return f"{stage}-{num_batches:07}{suffix}"
+
+
+def numbered(folder: Path, stage: str, suffix: str = "") -> dict[int, Path]:
+    """What a stage has left in a folder under numbers of batches, in their order."""
+    pattern = rf"{re.escape(stage)}-(\d{{7,}}){re.escape(suffix)}"
+    found = [(re.fullmatch(pattern, path.name), path) for path in folder.glob(f"{stage}-*")]
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
+def older_checkpoints(path: Path) -> dict[int, Path]:
+    """Number of batches -> file of a stage's checkpoints before the latest, which is at `path`."""
+    return numbered(path.parent, path.stem, ".ckpt")
+
+
+def remove_checkpoints(path: Path) -> None:
+    """Removes all of a stage whose latest is at `path`."""
+    for old in (path, *older_checkpoints(path).values(), *(path.parent / SET_ASIDE).glob(f"{path.stem}-*.ckpt")):
+        old.unlink(missing_ok=True)
+    with suppress(OSError):  # others are there, or it never was
+        (path.parent / SET_ASIDE).rmdir()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -93,10 +141,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         missing = {"state_dict", "optimizer_states", "loops", "callbacks", "AudioShards"} - checkpoint.keys()
     except Exception as error:
-        raise UserError(f"{path}: cannot be read ({reason_of(error)}); delete it to train from the start") from None
+        raise UserError(f"{path}: cannot be read ({reason_of(error)}); {way_out(path)}") from None
     if missing:
-        raise UserError(f"{path}: no checkpoint of a stage; delete it to train from the start")
+        raise UserError(f"{path}: no checkpoint of a stage; {way_out(path)}")
     return checkpoint
+
+
+def way_out(path: Path) -> str:
+    """What to do about a checkpoint that is none."""
+    older = older_checkpoints(path)
+    back = f"go back with --resume {max(older)}, or " if older else ""
+    return f"{back}delete it to train from the start"
 
 
 def check_resumable(checkpoint: dict[str, Any], path: Path, stage: Stage, recipe: dict[str, Any]) -> Changes:

@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 
-from audioldm2_pl.atomic import read_json_object, write_text
+from audioldm2_pl.atomic import link_tree, read_json_object, restore_folders, write_text
 from audioldm2_pl.config import STAGES, ExperimentConfig, to_plain
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.hub.parts import GROUPS
 from audioldm2_pl.seeds import seed_of
 from audioldm2_pl.shards.datamodule import DataConfig
-from audioldm2_pl.training.checkpoint import Resumable, changed_settings, describe_changes
+from audioldm2_pl.training.checkpoint import Resumable, changed_settings, describe_changes, remove_checkpoints
 from audioldm2_pl.training.ranks import broadcast_from_rank_zero
 from audioldm2_pl.training.stage import Stage
 
@@ -65,6 +65,11 @@ def record_of(experiment: ExperimentConfig, name: str) -> Path:
 def checkpoint_of(experiment: ExperimentConfig, name: str) -> Path:
     """Where a stage that is broken off goes on from."""
     return experiment.run_folder / "checkpoints" / f"{name}.ckpt"
+
+
+def exports_of(experiment: ExperimentConfig) -> Path:
+    """The folder of the model folders that stages leave while they train."""
+    return experiment.run_folder / "exports"
 
 
 def read_record(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> dict[str, Any]:
@@ -166,8 +171,9 @@ def locked(run: Path) -> Iterator[None]:
 def remove_unfinished(experiment: ExperimentConfig, folder: ModelFolder) -> None:
     """Undoes what killed processes have left half-written."""
     folder.restore()
+    restore_folders(exports_of(experiment))
     run = experiment.run_folder
-    for path in (*run.glob(".*.part"), *run.glob("stages/.*"), *run.glob("checkpoints/.*")):
+    for path in (*run.glob(".*.part"), *run.glob("stages/.*"), *run.glob("checkpoints/**/.*")):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -186,7 +192,7 @@ def rewind(experiment: ExperimentConfig, name: str, folder: ModelFolder) -> None
             continue
         restore_parts(backup, folder)
         record_of(experiment, other).unlink(missing_ok=True)
-        checkpoint_of(experiment, other).unlink(missing_ok=True)
+        remove_checkpoints(checkpoint_of(experiment, other))
         shutil.rmtree(backup)
         print(f"{other}: undone, for it went on from what {name} makes anew; train it again after {name}", flush=True)
     restore_parts(backup_of(experiment, name), folder)
@@ -203,19 +209,6 @@ def restore_parts(backup: Path, folder: ModelFolder) -> None:
         link_tree(source, new)
         folder.replace(source.name, new)
     folder.write_index()
-
-
-def link_tree(source: Path, target: Path) -> None:
-    """A copy of a folder; it takes no room where the file system has hard links, for parts are replaced, not edited."""
-
-    def link(a: str, b: str) -> str:
-        try:
-            os.link(a, b)
-        except OSError:
-            shutil.copy2(a, b)
-        return b
-
-    shutil.copytree(source, target, copy_function=link)
 
 
 def is_same_tree(a: Path, b: Path) -> bool:

@@ -24,15 +24,21 @@ from torch import distributed
 from audioldm2_pl.atomic import read_json_object, write_text
 from audioldm2_pl.config import STAGES, ExperimentConfig, TrainerConfig
 from audioldm2_pl.errors import Interrupted, UserError
-from audioldm2_pl.generation import Sampling
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.vocoder import check_front_end
 from audioldm2_pl.seeds import seed_of
 from audioldm2_pl.shards.datamodule import AudioShards
 from audioldm2_pl.training.adapter import adapt, output_folder
-from audioldm2_pl.training.checkpoint import Resumable, check_resumable, describe_changes, read_checkpoint
+from audioldm2_pl.training.checkpoint import (
+    Resumable,
+    check_resumable,
+    describe_changes,
+    read_checkpoint,
+    remove_checkpoints,
+)
 from audioldm2_pl.training.checks import check_stages
 from audioldm2_pl.training.ema import EMA
+from audioldm2_pl.training.exports import Exports, PartSaver
 from audioldm2_pl.training.finite import FiniteLoss
 from audioldm2_pl.training.interruption import INTERRUPTION
 from audioldm2_pl.training.logging import CurveFile, LossCurves, build_loggers, quieten
@@ -47,6 +53,7 @@ from audioldm2_pl.training.records import (
     back_up_parts,
     backup_of,
     checkpoint_of,
+    exports_of,
     is_finished,
     locked,
     read_record,
@@ -55,6 +62,7 @@ from audioldm2_pl.training.records import (
     remove_unfinished,
     rewind,
 )
+from audioldm2_pl.training.resume import resume_from, set_older_aside
 from audioldm2_pl.training.samples import Samples
 from audioldm2_pl.training.speed import Speed
 from audioldm2_pl.training.stage import Stage
@@ -64,8 +72,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
-def train(experiment: ExperimentConfig, only: str | None = None) -> None:
+def train(experiment: ExperimentConfig, only: str | None = None, resume: int | None = None) -> None:
     """Trains the experiment's stages, or `only` one of them, into runs/<name>/model.
+
+    The stage that is broken off goes on from its last checkpoint, or goes back to that of the batch `resume`.
 
     Raises UserError, before the first batch of the first stage, where one of them could not be trained, and Interrupted
     where a signal ends it.
@@ -76,7 +86,10 @@ def train(experiment: ExperimentConfig, only: str | None = None) -> None:
     with INTERRUPTION.handled():
         start_ranks(experiment.trainer)
         with locked(experiment.run_folder) if is_rank_zero() else nullcontext():
-            run_stages(experiment, [only] if only else list(experiment.stages))
+            stages = [only] if only else list(experiment.stages)
+            if resume is not None and is_rank_zero():
+                resume_from(experiment, stages, resume)
+            run_stages(experiment, stages)
 
 
 def is_independent(experiment: ExperimentConfig, name: str) -> bool:
@@ -206,6 +219,7 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, feat
     gc.collect()  # the stage before and its trainer refer to each other: weights, optimisers and caches would stay
     checkpoint = checkpoint_of(experiment, name)
     if is_rank_zero() and not checkpoint.is_file():
+        set_older_aside(checkpoint)
         rewind(experiment, name, output)
     resumes = broadcast_from_rank_zero(checkpoint.is_file())  # the other ranks wait for it
     torch.manual_seed(seed_of(experiment.seed, name))
@@ -229,20 +243,21 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, feat
     )
     data.limit_clips(getattr(config, "max_clips", None))
     ema = EMA(config.ema_decay) if config.ema_decay is not None and stage.averaged else None
-    resumable = Resumable(checkpoint, config.save_every_batches, recipe(experiment, name), INTERRUPTION)
+    keep = experiment.trainer.keep_checkpoints
+    resumable = Resumable(checkpoint, config.save_every_batches, recipe(experiment, name), INTERRUPTION, keep)
     print(f"{name}: {f'goes on from {checkpoint}' if resumes else 'starts'}, {config.batches} batches", flush=True)
     saver = PartSaver(stage, data, ema, output, experiment.sampling)
     if resumes and is_trained(checkpoint, stage, ema, resumable):
         saver.save()
     else:
-        callbacks = [*callbacks_of(experiment, stage, ema), resumable, saver]
+        callbacks = [*callbacks_of(experiment, saver), resumable, saver]
         trainer = trainer_of(experiment, stage, callbacks)
         trainer.fit(stage, data, ckpt_path=str(checkpoint) if resumes else None, weights_only=True)
     if features and is_independent(experiment, name):  # another VAE or AudioMAE gives other features
         features.clear()
     if is_rank_zero():
         record_finished(experiment, stage, resumable, config.batches * config.batch_size * data.world_size)
-        checkpoint.unlink(missing_ok=True)
+        remove_checkpoints(checkpoint)
         for line in data.bad_clips():
             print(f"{name}: {line}", flush=True)
     if distributed.is_initialized():
@@ -270,43 +285,23 @@ def is_trained(path: Path, stage: Stage, ema: EMA | None, resumable: Resumable) 
     return True
 
 
-class PartSaver(L.Callback):
-    """Saves what the stage has made, its averaged weights where there are some, while it is still on its device."""
+def callbacks_of(experiment: ExperimentConfig, saver: PartSaver) -> list[L.Callback]:
+    """The average first: what is saved, previewed or logged after a batch has to hold that batch's average.
 
-    def __init__(self, stage: Stage, data: AudioShards, ema: EMA | None, folder: ModelFolder, sampling: Sampling):
-        self.sampling = sampling
-        self.stage = stage
-        self.data = data
-        self.ema = ema
-        self.folder = folder
-        self.parts = folder.parts()  # that were there when the stage began
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.save()
-
-    def save(self) -> None:
-        if not is_rank_zero():
-            return
-        if lost := sorted(self.parts - self.folder.parts()):
-            raise UserError(f"{self.folder.path / lost[0]}: gone since {self.stage.name} began; put it back and go on")
-        with self.ema.applied(self.stage) if self.ema and self.ema.average else nullcontext():
-            self.stage.finish(self.data)
-            for part, content in self.stage.saved_parts().items():
-                self.folder.save(part, content)
-        self.folder.note_sampling(self.sampling)
-
-
-def callbacks_of(experiment: ExperimentConfig, stage: Stage, ema: EMA | None) -> list[L.Callback]:
-    """The average first: what is saved, previewed or logged after a batch has to hold that batch's average."""
-    every = experiment.trainer.sample_every_batches
+    Speed after what takes time but is no waiting for data.
+    """
+    stage, ema, config = saver.stage, saver.ema, experiment.trainer
+    every = config.sample_every_batches
     callbacks: list[L.Callback] = [ema] if ema else []
     if every and type(stage).preview is not Stage.preview and is_rank_zero():
         callbacks.append(Samples(experiment, experiment.run_folder / "samples" / stage.name, every, ema))
-    logs, every = experiment.run_folder / "logs" / stage.name, experiment.trainer.log_every_batches
+    if config.export_every_batches:
+        callbacks.append(Exports(saver, exports_of(experiment), config.export_every_batches, config.keep_exports))
+    logs, every = experiment.run_folder / "logs" / stage.name, config.log_every_batches
     return [
         *callbacks,
         Speed(CurveFile(logs / "speed.csv"), every),
-        FiniteLoss(experiment.trainer.on_nan, logs / "skipped.jsonl"),
+        FiniteLoss(config.on_nan, logs / "skipped.jsonl"),
         LossCurves(CurveFile(logs / "metrics.csv"), every),
     ]
 

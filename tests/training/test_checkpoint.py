@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -11,12 +12,16 @@ from breaking import break_off
 from safetensors.torch import load_file
 from test_stages import prepared
 
+from audioldm2_pl.cli import main
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.training.checkpoint import Resumable
-from audioldm2_pl.training.records import locked, recipe
+from audioldm2_pl.training.records import checkpoint_of, locked, recipe
+from audioldm2_pl.training.resume import go_back
 from audioldm2_pl.training.run import train
 from data.shards import write_shards
 from data.synthetic import clips
+
+SMOKE = Path(__file__).parents[2] / "experiments/smoke.yaml"
 
 
 def files(experiment) -> dict[str, bytes]:
@@ -234,3 +239,122 @@ def test_a_model_folder_that_goes_under_a_stage_is_told_and_nothing_is_lost(smok
             train(experiment, "gpt2")
     assert not (experiment.run_folder / "stages/gpt2.json").exists()
     assert (experiment.run_folder / "checkpoints/gpt2.ckpt").is_file()
+
+
+KEPT = ("stages=[vae]", "training.vae={batches: 6, save_every_batches: 1}", "trainer.keep_checkpoints=3")
+
+
+@pytest.fixture
+def stopped(smoke, tmp_path, monkeypatch, capsys):
+    """A VAE that died after 5 of 6 batches, with its last three checkpoints."""
+    experiment = smoke(*KEPT, runs=tmp_path)
+    break_off(experiment, "vae", 5, monkeypatch)
+    capsys.readouterr()
+    return experiment
+
+
+def checkpoints(experiment) -> dict[str, int]:
+    """The number of batches of each file."""
+    folder = experiment.run_folder / "checkpoints"
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): torch.load(path, weights_only=True)["AudioShards"]["batches"] for path in paths
+    }
+
+
+def test_the_last_checkpoints_are_kept_until_the_stage_is_finished(stopped, smoke, tmp_path):
+    assert checkpoints(stopped) == {"vae-0000003.ckpt": 3, "vae-0000004.ckpt": 4, "vae.ckpt": 5}
+    train(smoke(*KEPT, "trainer.keep_checkpoints=2", "training.vae.save_every_batches=100", runs=tmp_path))
+    assert not checkpoints(stopped)
+    straight = smoke(*KEPT, "name=straight", runs=tmp_path)
+    train(straight)
+    assert files(stopped) == files(straight)
+
+
+def test_a_stage_goes_back_to_a_batch_and_says_where_later_checkpoints_are(
+    stopped, smoke, tmp_path, monkeypatch, capsys
+):
+    go_back(checkpoint_of(stopped, "vae"), 3)
+    later = {"set_aside/vae-0000004.ckpt": 4, "set_aside/vae-0000005.ckpt": 5}
+    assert checkpoints(stopped) == {**later, "vae.ckpt": 3}
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("vae: back at batch 3") and all(f"checkpoints/{name}" in line for name in later)
+    break_off(smoke(*KEPT, "training.vae.optimizer.learning_rate=0.01", runs=tmp_path), "vae", 5, monkeypatch)
+    train(stopped, "vae", resume=3)
+    straight = smoke(*KEPT, "name=straight", runs=tmp_path)
+    train(straight)
+    assert files(stopped) == files(straight) and not checkpoints(stopped)
+    curves = [(run.run_folder / "logs/vae/metrics.csv").read_text() for run in (stopped, straight)]
+    assert curves[0] == curves[1]
+
+
+def test_going_back_again_overwrites_nothing(stopped):
+    path = checkpoint_of(stopped, "vae")
+    go_back(path, 4)
+    shutil.copy2(path, path.with_name("vae-0000005.ckpt"))  # another 5
+    go_back(path, 3)
+    go_back(path, 3)  # where it is already
+    assert checkpoints(stopped) == {
+        "set_aside/vae-0000004.ckpt": 4, "set_aside/vae-0000005-2.ckpt": 4, "set_aside/vae-0000005.ckpt": 5,
+        "vae.ckpt": 3,
+    }  # fmt: skip
+
+
+def test_there_is_a_way_back_from_a_damaged_checkpoint(stopped, capsys):
+    path = checkpoint_of(stopped, "vae")
+    path.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"cannot be read .*; go back with --resume 4, or delete it"):
+        train(stopped)
+    go_back(path, 4)
+    assert path.with_name("set_aside").joinpath("vae-damaged.ckpt").read_bytes() == b"damaged"
+    train(stopped)
+    assert "vae: goes on from" in capsys.readouterr().out
+
+
+def test_a_stage_that_begins_anew_sets_the_older_ones_aside(stopped, smoke, tmp_path, monkeypatch, capsys):
+    checkpoint_of(stopped, "vae").unlink()
+    break_off(stopped, "vae", 2, monkeypatch)
+    assert "vae: begins anew, for vae.ckpt is gone; kept until vae is finished" in capsys.readouterr().out
+    assert checkpoints(stopped) == {
+        "set_aside/vae-0000003.ckpt": 3, "set_aside/vae-0000004.ckpt": 4, "vae-0000001.ckpt": 1, "vae.ckpt": 2,
+    }  # fmt: skip
+
+
+def test_what_cannot_be_gone_back_to_is_one_line_and_changes_nothing(stopped, smoke, tmp_path):
+    before = checkpoints(stopped)
+    with pytest.raises(UserError, match=r"--resume 1: vae has no checkpoint of that batch; there are: 3, 4, 5$"):
+        train(stopped, resume=1)
+    with pytest.raises(UserError, match="--resume 4: no stage is stopped at a checkpoint; leave --resume out"):
+        train(smoke("stages=[clap]", runs=tmp_path), resume=4)
+    shutil.copy2(checkpoint_of(stopped, "vae"), checkpoint_of(stopped, "vocoder"))
+    with pytest.raises(UserError, match="--resume 4: vae, vocoder are stopped; say with --stage"):
+        train(smoke("stages=[vae, vocoder]", runs=tmp_path), resume=4)
+    checkpoint_of(stopped, "vocoder").unlink()
+    assert checkpoints(stopped) == before
+    train(stopped)
+    with pytest.raises(UserError, match=r"no stage is stopped .*; a finished stage keeps none \(vae\)"):
+        train(stopped, resume=4)
+
+
+def test_the_command_line_goes_back_once(stopped, shards, tmp_path, monkeypatch, capsys):
+    command = [
+        "train", str(SMOKE), "--resume", "4", *KEPT, f"data.train=[{shards}/train]", f"runs={tmp_path}",
+        "trainer.progress_bar=false",
+    ]  # fmt: skip
+    save = Resumable.on_train_batch_end
+
+    def stop(self, *args):
+        signal.raise_signal(signal.SIGTERM)
+        save(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Resumable, "on_train_batch_end", stop)
+        assert main(command) == 128 + signal.SIGTERM
+    said = capsys.readouterr()
+    assert "vae: back at batch 4" in said.out
+    assert "batch 5 is saved; resume with: audioldm2 train" in said.err and "--resume" not in said.err
+    with pytest.raises(SystemExit):
+        main([*command[:3], "first", *command[4:]])
+    assert "'first' is neither last nor the number of a batch" in capsys.readouterr().err
+    assert main([*command[:3], "last", *command[4:]]) == 0
+    assert "vae: finished" in capsys.readouterr().out
