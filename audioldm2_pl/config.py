@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -36,12 +36,12 @@ from audioldm2_pl.training.audiomae import AudioMAETrainingConfig
 from audioldm2_pl.training.clap import CLAPTrainingConfig
 from audioldm2_pl.training.decoder import DecoderTrainingConfig
 from audioldm2_pl.training.distill import DistillTrainingConfig
-from audioldm2_pl.training.finite import OnNaN
 from audioldm2_pl.training.gpt2 import GPT2TrainingConfig
 from audioldm2_pl.training.image import ImageTrainingConfig
 from audioldm2_pl.training.joint import JointTrainingConfig
 from audioldm2_pl.training.ldm import LDMTrainingConfig
 from audioldm2_pl.training.stage import Stage, StageConfig
+from audioldm2_pl.training.trainer import TrainerConfig
 from audioldm2_pl.training.vae import VAETrainingConfig
 from audioldm2_pl.training.vocoder import VocoderTrainingConfig
 
@@ -70,31 +70,6 @@ def stage_class(recipe: type) -> type[Stage]:
 
 # Stages by name, in their order of training.
 STAGES = {name: stage_class(recipe) for name, recipe in get_type_hints(TrainingConfig).items()}
-
-
-@dataclass
-class TrainerConfig:
-    """Where and how loudly the stages run; no field changes what they compute but `precision`."""
-
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
-    devices: str = "auto"  # a count, ids as in 0,1, or auto for all that are there
-    num_nodes: int = bounded(1, ge=1)  # machines of a torchrun or SLURM job
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"  # Lightning's names
-    num_threads: int | None = bounded(None, ge=1, le=65_536)  # of the CPU; null leaves torch's choice
-    parallel_stages: int = bounded(1, ge=1)  # of clap, audiomae, vae, vocoder at a time, on a CPU of several cores
-    loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)  # beside the CSV
-    log_every_batches: int = bounded(20, ge=1)  # losses, speed and gradients go to the logs this often
-    on_nan: OnNaN = "stop"  # at a loss that is not finite, or "skip" the batch
-    validate_every_batches: int | None = bounded(None, ge=1)  # null never validates
-    validation_batches: int = bounded(8, ge=1)  # batches of the test split in one validation
-    sample_every_batches: int | None = bounded(None, ge=1)  # sounds of `sample_clips` clips this often; null never
-    sample_clips: int = bounded(4, ge=1)  # of the test split, to runs/<name>/samples and to the loggers
-    export_every_batches: int | None = bounded(
-        None, ge=1
-    )  # a model folder in runs/<name>/exports this often; null never
-    keep_exports: int | None = bounded(None, ge=1)  # the latest of each stage; null keeps all
-    keep_checkpoints: int = bounded(1, ge=1)  # the latest of a stage in training, for `train --resume N`
-    progress_bar: bool = True  # a bar on the terminal
 
 
 @dataclass

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 
+REQUEUE = 75  # exit code of a run that SIGUSR1 has ended: EX_TEMPFAIL of sysexits.h, "try again"
 MAX_REASON = 240  # characters of another library's message
 
 
@@ -43,7 +44,7 @@ def run_tool(body: Callable[[], None]) -> int:
     """Runs a command line's body => its exit code, 0 if all went well.
 
     A UserError becomes one line on stderr and code 2, and so does a disk that is full, read-only or gone; Ctrl-C gives
-    130, SIGTERM 143; a reader of stdout that has gone away, as `| head` does, gives 141.
+    130, SIGTERM 143, SIGUSR1 75; a reader of stdout that has gone away, as `| head` does, gives 141.
     """
     try:
         body()
@@ -53,7 +54,7 @@ def run_tool(body: Callable[[], None]) -> int:
         return 2
     except Interrupted as stop:
         print(stop, file=sys.stderr)
-        return 128 + stop.signum
+        return REQUEUE if stop.signum == signal.SIGUSR1 else 128 + stop.signum
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from audioldm2_pl.config import STAGES, ExperimentConfig, TrainerConfig, load_experiment, to_plain
+from audioldm2_pl.config import STAGES, ExperimentConfig, load_experiment, to_plain
 from audioldm2_pl.describe import build_on_meta, describe, difference, networks_of, training_memory
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.experiment_file import RENAMED_KEYS
 from audioldm2_pl.fields import limits_of, type_at
+from audioldm2_pl.training.trainer import TrainerConfig
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 EXPERIMENTS = sorted(FOLDER.rglob("*.yaml"))

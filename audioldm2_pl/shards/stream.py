@@ -194,6 +194,7 @@ def collate(clips: list[dict[str, Any]]) -> dict[str, Any]:
 def outlive_signals(worker: int) -> None:
     """A signal to the whole job reaches the workers, too: they live until the trainer has saved its checkpoint."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda signum, frame: signal.alarm(GRACE_SECONDS))
 
 

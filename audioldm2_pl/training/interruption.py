@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C: a stage that trains saves its checkpoint first; elsewhere there is nothing to save."""
+"""SIGTERM, SIGUSR1 and Ctrl-C: a stage that trains saves its checkpoint first; elsewhere there is nothing to save.
+
+SIGUSR1 is what SLURM sends ahead of a time limit (`--signal=USR1@120`); the exit code then asks for the job once more.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -7,6 +10,8 @@ from types import FrameType
 from typing import Any
 
 from audioldm2_pl.errors import Interrupted
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Interruption:
@@ -27,7 +32,7 @@ class Interruption:
 
     def install(self) -> dict[int, Any]:
         """Takes the signals over; the handlers that were there before."""
-        return {signum: signal.signal(signum, self.receive) for signum in (signal.SIGTERM, signal.SIGINT)}
+        return {signum: signal.signal(signum, self.receive) for signum in SIGNALS}
 
     @contextmanager
     def handled(self) -> Iterator[None]:

@@ -15,9 +15,9 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
-from audioldm2_pl.config import TrainerConfig
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.training.checkpoint import WholeCheckpoints
+from audioldm2_pl.training.trainer import TrainerConfig
 
 
 def cluster_environment() -> ClusterEnvironment | None:
@@ -62,13 +62,12 @@ def build_trainer(config: TrainerConfig, **settings: Any) -> L.Trainer:
             plugins=[*([environment] if environment else []), WholeCheckpoints()],
             enable_progress_bar=config.progress_bar,
             enable_checkpointing=False,
-            enable_model_summary=False,
             use_distributed_sampler=False,
-            **settings,
+            **{"enable_model_summary": False, **settings, **config.lightning},
         )
         if environment:
             environment.validate_settings(trainer.num_devices, trainer.num_nodes)
-    except (MisconfigurationException, ValueError, ImportError) as error:
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from None
     return trainer
 

@@ -22,7 +22,7 @@ import torch
 from torch import distributed
 
 from audioldm2_pl.atomic import read_json_object, write_text
-from audioldm2_pl.config import STAGES, ExperimentConfig, TrainerConfig
+from audioldm2_pl.config import STAGES, ExperimentConfig
 from audioldm2_pl.errors import Interrupted, UserError
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.vocoder import check_front_end
@@ -66,6 +66,7 @@ from audioldm2_pl.training.resume import resume_from, set_older_aside
 from audioldm2_pl.training.samples import Samples
 from audioldm2_pl.training.speed import Speed
 from audioldm2_pl.training.stage import Stage
+from audioldm2_pl.training.trainer import profiler_of, strategy_of
 
 Features = dict[str, dict[str, torch.Tensor]]  # clip's id -> frozen networks' outputs
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -323,13 +324,6 @@ def trainer_of(experiment: ExperimentConfig, stage: Stage, callbacks: list[L.Cal
         callbacks=callbacks,
         logger=build_loggers(experiment, stage.name),
         log_every_n_steps=c.log_every_batches,
+        profiler=profiler_of(c, experiment.run_folder / "logs" / stage.name),
         default_root_dir=experiment.run_folder,
     )
-
-
-def strategy_of(config: TrainerConfig, manual: bool) -> str:
-    """Lightning's choice, but for adversarial stages in several processes: each of two losses reaches other weights."""
-    num_gpus = torch.cuda.device_count() if config.accelerator in ("auto", "gpu") else 0
-    num_devices = int(config.devices) if config.devices.isdigit() else num_gpus
-    several = num_devices > 1 or config.num_nodes > 1 or distributed.is_initialized()
-    return "ddp_find_unused_parameters_true" if several and manual else "auto"

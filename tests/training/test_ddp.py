@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from audioldm2_pl.config import STAGES, TrainerConfig
+from audioldm2_pl.config import STAGES
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.hub.parts import HUB_CLASSES
 from audioldm2_pl.training.ranks import build_trainer
+from audioldm2_pl.training.trainer import TrainerConfig
 from data.shards import write_shards
 from data.synthetic import clips
 
