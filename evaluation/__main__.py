@@ -22,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_generate_parser(commands)
     add_score_parser(commands)
     add_listen_parser(commands)
+    add_curve_parser(commands)
     add_reproduce_parser(commands)
     return parser
 
@@ -144,6 +145,40 @@ def add_score_parser(commands: argparse._SubParsersAction) -> None:
     compare.add_argument("first", type=Path, help="JSON of `score`")
     compare.add_argument("second", type=Path, help="the same of another system")
     compare.set_defaults(run=run_compare)
+
+
+def add_curve_parser(commands: argparse._SubParsersAction) -> None:
+    curve = commands.add_parser(
+        "curve", help="score the exports of a run, while it trains or later: scores over batches"
+    )
+    curve.add_argument("experiment", type=Path, help="an experiment's YAML")
+    curve.add_argument("overrides", nargs="*", metavar="key=value", help="as `train` was given them")
+    curve.add_argument(
+        "--protocol", default="audiomae", help="a name in evaluation/protocols.yaml, or a YAML (%(default)s)"
+    )
+    curve.add_argument("--clips", type=int, default=64, help="drawn from the test split (%(default)s)")
+    curve.add_argument(
+        "--watch", type=float, metavar="SECONDS", help="look for new exports this often, until interrupted"
+    )
+    curve.add_argument(
+        "--weights", type=Path, help="folder of checkpoints (default the run's model, which has AudioMAE)"
+    )
+    curve.add_argument("--download", action="store_true", help="fetch checkpoints that are missing")
+    curve.add_argument("--device", default="auto", help="cpu, cuda, mps (the best there is)")
+    curve.set_defaults(run=run_curve)
+
+
+def run_curve(options: argparse.Namespace) -> None:
+    from audioldm2_pl.config import load_experiment
+    from audioldm2_pl.sound_commands import pick_device
+
+    from .curve import CurveOptions, follow
+    from .score import ScoreOptions
+
+    experiment, device = load_experiment(options.experiment, options.overrides), pick_device(options.device)
+    weights = options.weights or experiment.model_folder
+    scoring = ScoreOptions(weights=weights, device=device, download=options.download)
+    print(follow(experiment, CurveOptions(options.protocol, options.clips, options.watch, device, scoring)))
 
 
 LABELLED, UNLABELLED = ("clips_per_class", "order_clips"), ("clips", "system")  # options of protocols by their labels

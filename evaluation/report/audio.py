@@ -3,6 +3,7 @@
 Shapes: B clips, T samples.
 """
 
+import csv
 import json
 import random
 import shutil
@@ -17,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from audioldm2_pl.atomic import written_whole
 from audioldm2_pl.audio import AudioConfig, load_waveform, save_waveform
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.shards.reader import ShardFolder, captions_of
 
-from ..clips import LabelledClip, read_clips
+from ..clips import LabelledClip, digest_of_index, read_clips
 from .generate import System
 
 
@@ -64,6 +66,19 @@ def select_clips(split: Path, audio: AudioConfig, clips_per_class: int, order_cl
     if not single:
         raise UserError(f"{split}: no clip with one named event; accuracy needs labelled clips")
     return sorted(single, key=lambda clip: clip.names[0]) + ordered
+
+
+def write_test_set(split: Path, audio: AudioConfig, folder: Path, transcripts: bool, limit: int | None = None) -> None:
+    """folder/sound/reference/<key>.flac and folder/captions.csv, of speech its transcripts, of a split or of `limit`
+    clips of it; what is there of the same split and number stays."""
+    sounds = AudioFolder(folder / "sound", {"test": digest_of_index(split), "clips": limit})
+    rows = []
+    for clip in read_test_clips(split, audio, limit):
+        if not sounds.path("reference", clip.key).is_file():
+            sounds.save("reference", clip.key, clip.stored, clip.stored_rate)
+        rows += [[f"{clip.key}.flac", text] for text in ([clip.transcript] if transcripts else clip.captions)]
+    with written_whole(folder / "captions.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["filename", "caption"], *rows])
 
 
 class AudioFolder:

@@ -3,18 +3,17 @@
 A step is done where what it makes is there; it can run where what it reads is there, or an earlier step makes it.
 """
 
-import csv
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from audioldm2_pl.atomic import read_json_object, written_whole
+from audioldm2_pl.atomic import read_json_object
 from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.errors import UserError
 
 from ..clips import digest_of_index
-from ..report.audio import AudioFolder, read_test_clips
+from ..report.audio import write_test_set
 from ..sound_classifier import SoundClassifierConfig, load_or_train_classifier
 from .corpora import CorpusNeed, build_command, need_of, source_of
 from .state import clips_name, is_scored, score_file, state_of
@@ -102,23 +101,15 @@ def test_set_step(found: Reproduction) -> Step:
     folder = found.output / "test"
     written, index = (folder / "captions.csv").is_file(), folder / "sound" / "index.json"
     if written and index.is_file() and (found.test_set / "index.json").is_file():
-        written = read_json_object(index).get("origin") == {"test": digest_of_index(found.test_set)}
+        written = read_json_object(index).get("origin") == {"test": digest_of_index(found.test_set), "clips": None}
     makes = [folder / "captions.csv", folder / "sound" / "reference"]
     title = f"recordings and captions of {found.test_set}"
-    return Step("test set", title, [], written, makes, [found.test_set], lambda: write_test_set(found, folder))
-
-
-def write_test_set(found: Reproduction, folder: Path) -> None:
-    """folder/reference/<key>.flac and folder/captions.csv: of speech the transcripts."""
     speech = any("transcripts" in found.protocol.metric(score).reads for score in found.protocol.scores)
-    sounds = AudioFolder(folder / "sound", {"test": digest_of_index(found.test_set)})
-    rows = []
-    for clip in read_test_clips(found.test_set, audio_of(found)):
-        if not sounds.path("reference", clip.key).is_file():
-            sounds.save("reference", clip.key, clip.stored, clip.stored_rate)
-        rows += [[f"{clip.key}.flac", text] for text in ([clip.transcript] if speech else clip.captions)]
-    with written_whole(folder / "captions.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["filename", "caption"], *rows])
+
+    def write() -> None:
+        write_test_set(found.test_set, audio_of(found), folder, speech)
+
+    return Step("test set", title, [], written, makes, [found.test_set], write)
 
 
 def audio_of(found: Reproduction) -> AudioConfig:
