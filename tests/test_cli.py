@@ -133,7 +133,7 @@ def test_every_field_of_a_request_is_a_flag(schema, capsys):
         assert f.metadata["help"].split("; ")[0] in text
         assert f.name == "prompt" or f"--{f.name.replace('_', '-')} " in text
     assert "--num-steps STEPS, --steps STEPS sampling steps (from 1 to 100000; default: the model's own)" in text
-    assert "--sampler {ddim,ddpm,dpm-solver++,unipc,euler,heun,pndm}" in text
+    assert "--sampler {ddim,ddpm,dpm-solver++,unipc,euler,heun,pndm,lcm}" in text
 
 
 def test_flags_set_fields_and_the_folder_the_others(smoke_run, tmp_path, monkeypatch):
