@@ -113,6 +113,14 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         yield
 
 
+def update_from_folder(digest: Any, folder: Path, root: Path) -> None:
+    """Feeds names, from `root` on, sizes and bytes of a folder's files to a digest of hashlib."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
+            update_from(digest, path)
+
+
 def update_from(digest: Any, path: Path) -> None:
     """Feeds a file's bytes to a digest of hashlib."""
     with path.open("rb") as file:

@@ -12,11 +12,11 @@ import numpy as np
 import soundfile
 from torch import Tensor
 
-from audioldm2_pl.atomic import update_from
+from audioldm2_pl.atomic import update_from, update_from_folder
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import check_fields
 from audioldm2_pl.generation import MEDIA, Editing, Generation, Sampling
-from audioldm2_pl.hub.parts import find_model
+from audioldm2_pl.hub.parts import PARTS, find_model
 from audioldm2_pl.models.adapters import find_adapters
 from audioldm2_pl.pipeline import PRECISIONS, AudioLDM2
 from audioldm2_pl.tags import read_comment
@@ -38,7 +38,7 @@ class Opened:
 
 @dataclass
 class Provenance:
-    """Of one file. The dicts hold those fields of Generation, Sampling and Editing that are not their defaults."""
+    """Of one file. `sampling` holds all fields of Sampling, `request` and `editing` those that were given."""
 
     version: str  # of this package
     model: str  # folder or hub id, as it was given
@@ -53,8 +53,8 @@ class Provenance:
 
     @classmethod
     def of(cls, model: str, folder: Path, opened: Opened, sampling: Sampling) -> "Provenance":
-        """Of what an open model makes; `replace` adds the request."""
-        files = {str(file): digest_of(file) for path in opened.adapters for file in find_adapters(Path(path))}
+        """Of what an open model makes, before `with_request`."""
+        files = {str(file): digest_of_file(file) for path in opened.adapters for file in find_adapters(Path(path))}
         version = metadata.version("audioldm2-pl")
         return cls(version, model, digest_of_model(folder), opened, {}, asdict(sampling), files=files)
 
@@ -63,7 +63,7 @@ class Provenance:
     ) -> "Provenance":
         """Of one clip, or of one edit of a source."""
         read = [getattr(request, name) for name in MEDIA] + [source]
-        files = self.files | {str(path): digest_of(Path(path)) for path in read if path is not None}
+        files = self.files | {str(path): digest_of_file(Path(path)) for path in read if path is not None}
         given = {"editing": None if editing is None else dict(editing), "source": source and str(source)}
         return replace(self, request=without_defaults(request), files=files, **given)
 
@@ -96,7 +96,7 @@ class Provenance:
         for path, digest in self.files.items():
             if not Path(path).is_file():
                 raise UserError(f"{path}: no longer there; the sound was made with it")
-            if digest_of(Path(path)) != digest:
+            if digest_of_file(Path(path)) != digest:
                 raise UserError(f"{path}: has changed since the sound was made with it; bring the old one back")
 
 
@@ -131,13 +131,12 @@ def read_provenance(path: Path) -> Provenance:
 def digest_of_model(folder: Path) -> str:
     """SHA-256 over names and bytes of the files of a model folder's parts."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.glob("[!.]*/**/*") if p.is_file()):
-        digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
-        update_from(digest, path)
+    for part in PARTS:  # what else lies there, as sounds of a model card, is not the model
+        update_from_folder(digest, folder / part, folder)
     return digest.hexdigest()
 
 
-def digest_of(path: Path) -> str:
+def digest_of_file(path: Path) -> str:
     """SHA-256 of a file."""
     digest = hashlib.sha256()
     update_from(digest, path)

@@ -13,7 +13,6 @@ from audioldm2_pl.atomic import read_json_object
 from audioldm2_pl.config import ExperimentConfig, to_plain
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.hub.folder import ModelFolder
-from audioldm2_pl.shards.format import BadClip
 from audioldm2_pl.training.records import record_of
 
 MAX_ROWS = 20  # of the table of sources and licences; the rest become one
@@ -44,13 +43,8 @@ def collect(experiment: ExperimentConfig) -> CardData:
         except UserError:
             data.unread.append(folder)
             continue
-        for shard, count in enumerate(split.counts):
-            for number in range(count):
-                try:
-                    clip = split.load(shard, number, with_sound=False)
-                except BadClip:
-                    continue
-                data.clips[str(clip.get("source") or "unknown"), str(clip.get("licence") or "unknown")] += 1
+        for clip in split.clips_without_sound():
+            data.clips[str(clip.get("source") or "unknown"), str(clip.get("licence") or "unknown")] += 1
     return data
 
 

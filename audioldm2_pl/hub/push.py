@@ -15,7 +15,7 @@ from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.pipeline import AudioLDM2
 from audioldm2_pl.prompts import file_name
 from audioldm2_pl.provenance import Opened, Provenance
-from audioldm2_pl.shards.format import BadClip, captions_of
+from audioldm2_pl.shards.format import captions_of
 
 
 def build_repository(experiment: ExperimentConfig, repository: str, licence: str, num_sounds: int) -> Path:
@@ -24,6 +24,8 @@ def build_repository(experiment: ExperimentConfig, repository: str, licence: str
     Raises UserError where the model is missing or not whole, or a name is no repository's.
     """
     check_repository(repository)
+    if num_sounds < 0:
+        raise UserError(f"--sounds {num_sounds}: give 0 or more")
     model = ModelFolder(experiment.model_folder)
     if not model.has("unet") or not model.has("vae") or not model.has("vocoder"):
         raise UserError(f"{model.path}: is no whole model; train the experiment first")
@@ -53,11 +55,12 @@ def check_repository(repository: str) -> None:
 
 def make_sounds(experiment: ExperimentConfig, folder: Path, count: int, repository: str) -> dict[str, str]:
     """Generates `sounds/<key>.wav` of the first captions of the test split => file -> caption; none without a split."""
-    if count < 1 or experiment.data.test is None:
+    if count == 0 or experiment.data.test is None:
         return {}
-    captions = first_captions(experiment, count)
+    if not (captions := first_captions(experiment, count)):
+        return {}
     model = AudioLDM2.from_pretrained(folder)
-    if model.needs_transcript or not captions:
+    if not model.needs_prompt:  # it makes sound of a transcript or a picture, not of captions
         return {}
     origin = Provenance.of(repository, folder, Opened(), model.sampling)
     requests = [Generation(text, seed=seed) for seed, text in enumerate(captions.values())]
@@ -73,17 +76,13 @@ def first_captions(experiment: ExperimentConfig, count: int) -> dict[str, str]:
         split = experiment.data.open(str(experiment.data.test))
     except UserError:
         return {}
+    texts = (caption.strip() for clip in split.clips_without_sound() for caption in captions_of(clip)[:1])
     found: dict[str, str] = {}
-    for shard, size in enumerate(split.counts):
-        for number in range(size):
-            try:
-                text = captions_of(split.load(shard, number, with_sound=False))[0].strip()
-            except (BadClip, IndexError):
-                continue
-            if text and text not in found.values():
-                found[f"{len(found) + 1}_{file_name(text)}"] = text
-            if len(found) == count:
-                return found
+    for text in texts:
+        if text and text not in found.values():
+            found[f"{len(found) + 1}_{file_name(text)}"] = text
+        if len(found) == count:
+            break
     return found
 
 

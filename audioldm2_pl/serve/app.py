@@ -6,24 +6,30 @@ import io
 import json
 import secrets
 from collections.abc import AsyncIterator
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import numpy as np
 import soundfile
+import torch
 from fastapi import Body, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from matplotlib import colormaps
+from PIL import Image
 from pydantic import ConfigDict, Field, create_model
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from audioldm2_pl.atomic import written_whole
+from audioldm2_pl.audio import AudioConfig, LogMel, load_waveform
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import check_fields
-from audioldm2_pl.generation import MEDIA, Editing, Generation, Sampling, requests_of
+from audioldm2_pl.generation import MEDIA, Editing, Generation, Sampling, by_name, requests_of
+from audioldm2_pl.recording import Recording
 from audioldm2_pl.serve.jobs import ENDED, Busy, Job, Jobs, find_file
+from audioldm2_pl.tags import encode_audio, read_comment
 
 MAX_JSON_BYTES = 1 << 18  # of a request's body
 TYPES = {"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg"}
@@ -57,27 +63,24 @@ EditBody = body_of(
 class Service:
     """What the API's functions share: files, jobs and limits."""
 
-    def __init__(self, folder: Path, jobs: Jobs, title: str):
-        self.folder, self.jobs, self.title = folder, jobs, title
+    def __init__(self, folder: Path, jobs: Jobs, title: str, sampling: Sampling):
+        """`title` names the model, `sampling` is its own, for what a request does not say."""
+        self.folder, self.jobs, self.title, self.sampling = folder, jobs, title, sampling
         self.limits, self.uploads = jobs.limits, folder / "uploads"
 
     def submit(self, values: dict[str, Any], editing: bool) -> Job:
         """Checked values => a job. HTTPException for what cannot be done."""
         given = {name: value for name, value in values.items() if value is not None}
         source = given.pop("source", None)
-        parts = []
-        for schema in (Generation, Sampling, Editing):
-            names = [f.name for f in fields(schema) if f.name in given]
-            parts.append({name: given[name] for name in names})
-        asked, sampling, edit = parts
         try:
+            asked, sampling, edit = by_name(given, Generation, Sampling, Editing)
             for name in MEDIA:
                 if name in asked:
                     asked[name] = str(find_file(self.folder, asked[name]))
             empty = editing or bool(asked.get("transcript")) or any(name in asked for name in MEDIA)
             request = {"prompt": "", **asked}
             [clip] = requests_of([Generation(**request)], {}, empty_prompts=empty)
-            how = Sampling(**sampling)
+            how = replace(self.sampling, **sampling)
             check_fields(how)
             if editing:
                 Editing(**edit).check()
@@ -87,7 +90,7 @@ class Service:
                 request=request,
                 sampling=sampling,
                 editing=edit if editing else None,
-                source=source if editing else None,
+                source=source,
             )
         except (UserError, TypeError) as error:
             raise HTTPException(422, str(error)) from None
@@ -106,8 +109,6 @@ class Service:
 
     def check_source(self, path: Path) -> None:
         """UserError for a recording that is longer than what this server makes, or none."""
-        from audioldm2_pl.recording import Recording
-
         recording = Recording.load(path)
         if (seconds := recording.waveform.shape[1] / recording.sample_rate) > self.limits.max_seconds:
             raise UserError(f"the recording has {seconds:.0f} s: this server edits at most {self.limits.max_seconds:g}")
@@ -259,8 +260,6 @@ async def changes(service: Service, job: Job) -> AsyncIterator[str]:
 
 def in_format(path: Path, name: str) -> bytes:
     """A WAV file's sound in a format, with what it tells of its origin where the format holds that."""
-    from audioldm2_pl.tags import encode_audio, read_comment
-
     if name == "wav":
         return path.read_bytes()
     samples, sample_rate = soundfile.read(path, dtype="int16")
@@ -273,12 +272,6 @@ def in_format(path: Path, name: str) -> bytes:
 
 def log_mel_picture(path: Path) -> bytes:
     """A sound's log-mel as a PNG: time to the right, frequency upwards."""
-    import torch
-    from matplotlib import colormaps
-    from PIL import Image
-
-    from audioldm2_pl.audio import AudioConfig, LogMel, load_waveform
-
     config = AudioConfig()
     log_mel = LogMel(config)(torch.from_numpy(load_waveform(path, config.sample_rate))[None])[0, 0]  # (F, M)
     shown = ((log_mel + 11.5) / 13).clamp(0, 1).numpy()  # silence is -11.5

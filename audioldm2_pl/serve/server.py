@@ -65,7 +65,7 @@ def serve(model: Any, origin: Provenance, folder: Path, address: tuple[str, int]
         raise UserError(f"--host {host}: others may reach it; give --token-file FILE, which every call then needs")
     listener = listen(host, port)
     jobs = Jobs(folder, build_work(model, origin, folder), limits)
-    app = build_app(Service(folder, jobs, origin.model), token)
+    app = build_app(Service(folder, jobs, origin.model, model.sampling), token)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
     shown = f"[{host}]" if ":" in host else host
     print(f"page: http://{shown}:{listener.getsockname()[1]}/  API: /docs  sounds: {folder}", flush=True)

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audioldm2_pl.atomic import update_from
+from audioldm2_pl.atomic import update_from_folder
 from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.shards.format import BadClip, Members, captions_of, decode_array, decode_json
@@ -138,10 +138,7 @@ def digest_of(model: Path, part: str) -> str | None:
     for folder in GROUPS[part]:
         if not (model / folder).is_dir():
             return None
-        for path in sorted((model / folder).rglob("*")):
-            if path.is_file():
-                digest.update(f"{path.relative_to(model)} {path.stat().st_size}\n".encode())
-                update_from(digest, path)
+        update_from_folder(digest, model / folder, model)
     return digest.hexdigest()
 
 

@@ -10,14 +10,16 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from audioldm2_pl.errors import Interrupted, UserError
+from audioldm2_pl.errors import REQUEUE, Interrupted, UserError
 
 from .results import write_results
 from .steps import Step, steps_of
 from .table import Reproduction
 
 Runner = Callable[[Sequence[str]], int]  # a command as a shell would have it => its exit code
-STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # exit codes of a command that was interrupted
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# exit code of a command that was interrupted => the signal
+STOPPED = {128 + s: s for s in SIGNALS} | {-s: s for s in SIGNALS} | {REQUEUE: signal.SIGUSR1}
 
 
 def reproduce(found: Reproduction, runner: Runner | None = None) -> None:
@@ -54,7 +56,7 @@ def run_step(step: Step, runner: Runner) -> int:
         return 0
     code = runner(step.command)
     if code in STOPPED:
-        raise Interrupted(signal.SIGINT if code in STOPPED[::2] else signal.SIGTERM, "the same command goes on")
+        raise Interrupted(STOPPED[code], "the same command goes on")
     return code
 
 
@@ -78,9 +80,11 @@ def run_command(command: Sequence[str]) -> int:
 
 @contextmanager
 def handed_on(process: subprocess.Popen):
-    """SIGTERM goes to the process; its end is ours."""
-    before = signal.signal(signal.SIGTERM, lambda signum, frame: process.send_signal(signum))
+    """SIGTERM and SIGUSR1 go to the process; its end is ours."""
+    signals = (signal.SIGTERM, signal.SIGUSR1)
+    before = {s: signal.signal(s, lambda signum, frame: process.send_signal(signum)) for s in signals}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import shutil
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from evaluation.reproduce import steps
 from evaluation.reproduce.corpora import facts_of
 from evaluation.reproduce.plan import plan_of
 from evaluation.reproduce.results import published_cells, write_results
-from evaluation.reproduce.run import module_of, reproduce, run_command
-from evaluation.reproduce.steps import steps_of
+from evaluation.reproduce.run import module_of, reproduce, run_command, run_step
+from evaluation.reproduce.steps import Step, steps_of
 from evaluation.reproduce.table import TABLES, Choices, built_in_tables, load_table, open_table
 from evaluation.sound_classifier import SoundClassifierConfig
 from evaluation.uncertainty import interval_over_seeds
@@ -184,6 +185,17 @@ rows:
 """
     )
     return str(path), {"runs": runs, "shards": shards, "weights": runs / "parts" / "model"}
+
+
+@pytest.mark.parametrize(
+    ("code", "signum"), [(130, signal.SIGINT), (143, signal.SIGTERM), (75, signal.SIGUSR1), (-10, signal.SIGUSR1)]
+)
+def test_a_command_that_a_signal_ended_ends_the_table(code, signum):
+    step = Step("train", "a run", ["audioldm2", "train"], is_done=False)
+    with pytest.raises(Interrupted) as stop:
+        run_step(step, lambda command: code)
+    assert stop.value.signum == signum
+    assert run_step(step, lambda command: 2) == 2  # an error leaves out the rows that need it
 
 
 def test_two_rows_and_two_seeds_from_shards_to_a_table(small, capsys, tmp_path):

@@ -50,7 +50,8 @@ def test_the_repository_is_a_model_whose_files_take_no_room(pushed, smoke_run):
     assert os.path.samefile(pushed[0] / weights, smoke_run.model_folder / weights)
     assert AudioLDM2.from_pretrained(pushed[0]).sampling == smoke_run.sampling
     sounds = sorted((pushed[0] / "sounds").iterdir())
-    assert len(sounds) == 2 and read_provenance(sounds[0]).model == "someone/smoke"
+    origin = read_provenance(sounds[0])
+    assert len(sounds) == 2 and origin.model == "someone/smoke" and origin.is_made_by(pushed[0])
 
 
 def test_the_same_command_writes_it_anew(pushed):
@@ -68,6 +69,11 @@ def test_what_is_no_repository_is_told(name, pushed, capsys):
 def test_an_experiment_that_is_not_trained_is_told(tmp_path, capsys):
     assert main(["push", SMOKE, "someone/smoke", f"runs={tmp_path}", "--dry-run"]) == 2
     assert "train the experiment first" in capsys.readouterr().err
+
+
+def test_a_number_of_sounds_is_checked(pushed, capsys):
+    assert main([*pushed[1][:-1], "-1"]) == 2
+    assert "--sounds -1: give 0 or more" in capsys.readouterr().err
 
 
 def test_without_the_hub_it_says_so(pushed, capsys, monkeypatch):

@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 
+from audioldm2_pl.generation import Sampling
 from audioldm2_pl.serve.app import Service, build_app
 from audioldm2_pl.serve.jobs import Jobs, Limits, Work
 from audioldm2_pl.serve.server import listen
@@ -21,7 +22,8 @@ def running(folder: Path, work: Work, limits: Limits | None = None, token: str |
     """A server in a thread => its address."""
     jobs = Jobs(folder, work, limits or Limits())
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(build_app(Service(folder, jobs, "a model"), token), log_level="warning"))
+    app = build_app(Service(folder, jobs, "a model", Sampling(num_steps=20)), token)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

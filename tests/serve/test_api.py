@@ -132,6 +132,14 @@ def test_the_queue_and_uploads_have_ends(tmp_path):
         assert len(list((tmp_path / "uploads").iterdir())) == 2 and (tmp_path / "uploads" / names[-1]).exists()
 
 
+def test_what_a_request_does_not_say_is_the_models(tmp_path):
+    with running(tmp_path, tone, Limits(max_steps=20)) as address:
+        assert ask(f"{address}/generate", {"prompt": "a"})[0] == 202  # 20 steps, not the authors' 200
+    with running(tmp_path, tone, Limits(max_steps=19)) as address:
+        status, answer = ask(f"{address}/generate", {"prompt": "a"})
+        assert status == 422 and "num_steps=20: this server makes at most 19" in answer["error"]
+
+
 def test_a_job_that_takes_too_long_is_stopped(tmp_path):
     def slow(job, progress, path):
         while True:

@@ -16,6 +16,7 @@ from audioldm2_pl.conditioners.image import ImageConfig, ImageEncoder
 from audioldm2_pl.config import load_experiment
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.hub.folder import ModelFolder
+from audioldm2_pl.hub.push import build_repository
 from audioldm2_pl.pipeline import AudioLDM2
 from audioldm2_pl.training.image import ImagePretraining, ImageTrainingConfig
 from audioldm2_pl.training.run import train
@@ -115,6 +116,11 @@ def test_a_run_is_trained_saved_and_previewed(run):
     assert folder.conditions() == (["loa"], None, ["image"]) and not folder.opens_in_diffusers
     assert folder.has("image_encoder") and not folder.has("text_encoder")
     assert list((run.run_folder / "samples/joint").glob("*_0000004.wav"))
+
+
+def test_a_model_of_pictures_is_published_without_sounds_of_captions(run):
+    repository = build_repository(run, "someone/pictures", "other", num_sounds=2)
+    assert "image_encoder" in (repository / "README.md").read_text() and not (repository / "sounds").exists()
 
 
 def test_killed_and_resumed_ends_with_the_same_bits(run, smoke, tmp_path, monkeypatch):
