@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from audioldm2_pl.config import STAGES, ExperimentConfig, to_plain
 from audioldm2_pl.generation import Sampling
@@ -141,6 +142,18 @@ def activation_bytes(experiment: ExperimentConfig, stage: Stage) -> int:
     with torch.device("meta"):
         example = stage.example(experiment)
         return 0 if example is None else saved_bytes(lambda: example[0](*example[1:]))
+
+
+def training_flops(experiment: ExperimentConfig, stage: Stage) -> int:
+    """Floating-point operations of one batch of a stage's main network, forward and backward; 0 where it has none."""
+    built = build_on_meta(experiment, type(stage))
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        example = built.example(experiment)
+        if example is None:
+            return 0
+        output: Any = example[0](*example[1:])
+        getattr(output, "sample", output).sum().backward()  # diffusers' VAE wraps it
+    return counter.get_total_flops()
 
 
 def num_trained(stage: Stage) -> int:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from audioldm2_pl.config import STAGES, ExperimentConfig, load_experiment, to_plain
-from audioldm2_pl.describe import build_on_meta, describe, difference, networks_of, training_memory
+from audioldm2_pl.describe import build_on_meta, describe, difference, networks_of, training_flops, training_memory
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.experiment_file import RENAMED_KEYS
 from audioldm2_pl.fields import limits_of, type_at
@@ -48,6 +49,20 @@ def test_describe_says_what_memory_it_does_not_count():
     text = describe(load_experiment(FOLDER / "base_16k.yaml"))
     (line,) = [line for line in text.splitlines() if line.startswith("# not counted")]
     assert all(name in line for name in ("openai-community/gpt2", "google/flan-t5-large", "laion/clap-htsat-unfused"))
+
+
+def test_operations_of_a_batch_are_those_of_three_forward_passes():
+    """AudioMAE's forward is matrix products; each has two in the backward pass, but for the first layer's input."""
+    experiment = load_experiment(FOLDER / "smoke.yaml", ["data.train=[shards]"])
+    stage = build_on_meta(experiment, STAGES["audiomae"])
+    network, *inputs = stage.example(experiment)
+    with FlopCounterMode(display=False) as counter:
+        network(*(value.to("meta") for value in inputs))
+    assert 2.5 < training_flops(experiment, stage) / counter.get_total_flops() < 3
+    twice = load_experiment(FOLDER / "smoke.yaml", ["data.train=[shards]", "training.audiomae.batch_size=4"])
+    doubled = training_flops(twice, build_on_meta(twice, STAGES["audiomae"]))
+    assert doubled == 2 * training_flops(experiment, stage)
+    assert training_flops(experiment, build_on_meta(experiment, STAGES["clap"])) == 0  # it has no example
 
 
 def test_autocast_halves_no_activations():

@@ -26,6 +26,7 @@ class Condition:
 
     embedding: Tensor  # (B, L, D)
     mask: Tensor  # (B, L), True or 1 where the vector is real, False or 0 where it is padding
+    is_full: bool = False  # known to have no padding: attention goes without the mask, and may then use flash attention
 
     def __len__(self) -> int:
         """Number of clips, B."""
@@ -34,21 +35,22 @@ class Condition:
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Condition:
         """The clips at `index`; an integer keeps the batch axis, as a batch of one."""
         rows = [index] if isinstance(index, int) else index
-        return Condition(self.embedding[rows], self.mask[rows])
+        return Condition(self.embedding[rows], self.mask[rows], self.is_full)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Condition:
         """The same on `device`, the embedding as `dtype`; the mask keeps its type."""
-        return Condition(self.embedding.to(device, dtype), self.mask.to(device))
+        return Condition(self.embedding.to(device, dtype), self.mask.to(device), self.is_full)
 
     def expand(self, batch_size: int) -> Condition:
         """One clip's condition for `batch_size` clips, without copying."""
-        return Condition(self.embedding.expand(batch_size, -1, -1), self.mask.expand(batch_size, -1))
+        return Condition(self.embedding.expand(batch_size, -1, -1), self.mask.expand(batch_size, -1), self.is_full)
 
     def repeat(self, num_repeats: int) -> Condition:
         """Each clip `num_repeats` times in a row, for several candidates a prompt: (B · num_repeats, L, D)."""
         return Condition(
             self.embedding.repeat_interleave(num_repeats, dim=0),
             self.mask.repeat_interleave(num_repeats, dim=0),
+            self.is_full,
         )
 
     def where(self, dropped: Tensor, empty: Condition) -> Condition:
@@ -71,7 +73,7 @@ class Condition:
     def of(embedding: Tensor) -> Condition:
         """Vectors that are all real: (B, L, D), or (B, D) as one vector a clip."""
         embedding = embedding[:, None] if embedding.dim() == 2 else embedding
-        return Condition(embedding, torch.ones(embedding.shape[:2], dtype=torch.bool, device=embedding.device))
+        return Condition(embedding, torch.ones(embedding.shape[:2], dtype=torch.bool, device=embedding.device), True)
 
     @staticmethod
     def cat(conditions: Sequence[Condition]) -> Condition:
@@ -81,6 +83,7 @@ class Condition:
         return Condition(
             torch.cat([F.pad(c.embedding, (0, 0, 0, n)) for c, n in zip(conditions, paddings)]),
             torch.cat([F.pad(c.mask, (0, n)) for c, n in zip(conditions, paddings)]),
+            all(condition.is_full for condition in conditions) and not any(paddings),
         )
 
 

@@ -6,6 +6,7 @@ Letters: B batch, C channels, H × W the latent's time × frequency.
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import diffusers
@@ -89,10 +90,16 @@ def scheduler_of(scheduler: Any, sampler: Sampler | None) -> Any:
     return getattr(diffusers, name).from_config(scheduler.config, **settings)
 
 
-def alphas_cumprod(config: DiffusionConfig) -> Tensor:
-    """ᾱ_t, the share of the signal's variance that is left at each timestep, (num_timesteps,)."""
-    betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, config.num_timesteps, dtype=torch.float64) ** 2
-    return torch.cumprod(1 - betas, dim=0).float()
+def alphas_cumprod(config: DiffusionConfig, device: torch.device | str = "cpu") -> Tensor:
+    """ᾱ_t, the share of the signal's variance that is left at each timestep, (num_timesteps,). Not to be written to."""
+    return schedule_table(config.num_timesteps, config.beta_start, config.beta_end, torch.device(device))
+
+
+@lru_cache(maxsize=16)
+def schedule_table(num_timesteps: int, beta_start: float, beta_end: float, device: torch.device) -> Tensor:
+    """ᾱ_t (num_timesteps,), kept on its device: a training step that copies it there waits for the device."""
+    betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, dim=0).float().to(device)
 
 
 def q_sample(latent: Tensor, noise: Tensor, alpha_cumprod: Tensor) -> Tensor:
@@ -115,7 +122,7 @@ def diffusion_loss(
     """Mean squared error at a random timestep of each clip's latent (B, C, H, W) (Equation 7), a scalar."""
     options = {"device": latent.device, "generator": generator}
     timestep = draw_rows(lambda n: torch.randint(config.num_timesteps, (n,), **options), len(latent))  # (B,)
-    alpha_cumprod = alphas_cumprod(config).to(latent.device)[timestep]  # (B,)
+    alpha_cumprod = alphas_cumprod(config, latent.device)[timestep]  # (B,)
     noise = noise_like(latent, generator)
     predicted = predict(q_sample(latent, noise, alpha_cumprod), timestep)
     return F.mse_loss(predicted.float(), diffusion_target(config, latent, noise, alpha_cumprod))

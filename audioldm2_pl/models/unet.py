@@ -60,6 +60,7 @@ class TUNetConfig:
     film: str | None = None  # conditioner whose one vector is joined to the time embedding (AudioLDM 1: clap)
     norm_num_groups: int = bounded(32, ge=1)  # of every GroupNorm
     gradient_checkpointing: bool = False  # recompute transformer blocks in backward to save memory
+    checkpointed_levels: list[int] | None = bounded(None, ge=0)  # those at which it does so; null: at all
 
     def __post_init__(self) -> None:
         check_fields(self, "unet.")
@@ -77,6 +78,11 @@ class TUNetConfig:
                 )
         if not set(self.attention_levels) <= set(range(len(widths))):
             raise UserError(f"unet.attention_levels={list(self.attention_levels)}: levels are 0 to {len(widths) - 1}")
+        if unattended := set(self.checkpointed_levels or ()) - set(self.attention_levels):
+            raise UserError(
+                f"unet.checkpointed_levels: level {min(unattended)} has no transformers; unet.attention_levels="
+                f"{list(self.attention_levels)} have"
+            )
         self.check_layout()
 
     def check_layout(self) -> None:
@@ -115,7 +121,7 @@ def make_transformers(
             index,
             config.transformer_layers_per_block,
             config.norm_num_groups,
-            config.gradient_checkpointing,
+            config.gradient_checkpointing and level in (config.checkpointed_levels or config.attention_levels),
         )
         for _ in range(num_attended)
         for name, index in zip(config.transformers, config.condition_indices)
@@ -208,7 +214,7 @@ class TUNet(nn.Module):
         """
         if len(conditions) != len(self.config.conditions):
             raise ValueError(f"T-UNet reads {len(self.config.conditions)} conditions, got {len(conditions)}")
-        masks = [attention_mask(condition.mask) for condition in conditions]
+        masks = [None if condition.is_full else attention_mask(condition.mask) for condition in conditions]
         transformers = [module for module in self.modules() if isinstance(module, Transformer)]
         return [transformer.key_values(conditions, masks) for transformer in transformers]
 

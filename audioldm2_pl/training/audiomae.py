@@ -35,6 +35,7 @@ class AudioMAEPretraining(Stage):
     makes = "audiomae"
     settings = ("audiomae",)
     networks = ("audiomae",)
+    compiles = ("audiomae",)
     averaged = ("audiomae",)
     needs_whole_clips = True
 

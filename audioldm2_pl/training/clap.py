@@ -74,6 +74,7 @@ class CLAPPretraining(Stage):
     makes = "clap"
     settings = ("conditioners",)
     networks = ("clap",)
+    compiles = ("clap.model.text_model", "clap.model.audio_model")
     averaged = ("clap",)
 
     def __init__(self, config: CLAPTrainingConfig, clap: CLAP, sample_rate: int):

@@ -126,7 +126,7 @@ def drop_conditions(
         rows = dropped.get(name)
         if name == "loa" and rows is not None:
             embedding = condition.embedding.masked_fill(rows.to(condition.mask.device)[:, None, None], 0.0)
-            left[name] = Condition(embedding, condition.mask)
+            left[name] = Condition(embedding, condition.mask, condition.is_full)
         elif rows is not None and rows.any():
             left[name] = condition.where(rows, conditioners[name].empty())
         else:

@@ -74,6 +74,7 @@ class DecoderFinetuning(Stage):
     settings = ("vae",)
     optional = True
     networks = ("decoder", "vae")
+    compiles = ("decoder.1",)
     averaged = ("decoder",)
 
     def __init__(

@@ -96,6 +96,7 @@ class Distillation(Stage):
     optional = True
     reads_features = True
     networks = ("unet", "teacher", "loa_generator", *CONDITIONS, "vae", "audiomae")
+    compiles = ("unet",)
     averaged = ("unet",)
 
     def __init__(
@@ -252,7 +253,7 @@ class Distillation(Stage):
         options = {"device": latent.device, "generator": generator}
         timestep = grid[draw_rows(lambda n: torch.randint(len(grid), (n,), **options), len(latent))]  # (B,)
         earlier = (timestep - (grid[0] + 1)).clamp(min=0)  # (B,)
-        alphas = alphas_cumprod(self.diffusion).to(latent.device)
+        alphas = alphas_cumprod(self.diffusion, latent.device)
         noisy = q_sample(latent, noise_like(latent, generator), alphas[timestep])
         with torch.no_grad():
             guided = self.guided(conditions)(noisy, timestep)
@@ -266,7 +267,7 @@ class Distillation(Stage):
         """Where a T-UNet says that the path through noisy latents (B, C, H, W) ends, (B, C, H, W); timesteps (B,)."""
         prediction = predictor(unet, UNetInputs.of(self.unet.config, conditions), 1.0)(noisy, timestep)
         return consistency_function(
-            self.diffusion, noisy, prediction, timestep, alphas_cumprod(self.diffusion).to(noisy.device)[timestep]
+            self.diffusion, noisy, prediction, timestep, alphas_cumprod(self.diffusion, noisy.device)[timestep]
         )
 
     def rectified_loss(self, batch: dict[str, Any]) -> Tensor:
@@ -281,7 +282,7 @@ class Distillation(Stage):
         options = {"device": latent.device, "generator": self.shared.on(latent.device)}
         num_timesteps = self.diffusion.num_timesteps
         timestep = draw_rows(lambda n: torch.randint(num_timesteps, (n,), **options), len(latent))  # (B,)
-        alpha_cumprod = alphas_cumprod(self.diffusion).to(latent.device)[timestep]  # (B,)
+        alpha_cumprod = alphas_cumprod(self.diffusion, latent.device)[timestep]  # (B,)
         inputs = UNetInputs.of(self.unet.config, conditions)
         predicted = predictor(self.unet, inputs, 1.0)(q_sample(latent, noise, alpha_cumprod), timestep)
         target = diffusion_target(self.diffusion, latent, noise, alpha_cumprod)

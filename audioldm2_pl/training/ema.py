@@ -21,6 +21,7 @@ class EMA(L.Callback):
         self.decay = decay
         self.num_updates = 0
         self.average: dict[str, Tensor] = {}
+        self.pairs: list[list[Tensor]] = [[], []]  # the averages and the weights, in one order
 
     def weights(self, stage: Stage) -> dict[str, Tensor]:
         """The parameters (...) that learn, by network and name."""
@@ -35,6 +36,7 @@ class EMA(L.Callback):
         weights = self.weights(pl_module)  # type: ignore[arg-type]
         source = self.average or weights
         self.average = {name: source[name].detach().clone().to(w.device) for name, w in weights.items()}
+        self.pairs = [[self.average[name] for name in weights], [w.detach() for w in weights.values()]]
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -42,9 +44,7 @@ class EMA(L.Callback):
             return
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
-        weights = self.weights(pl_module)
-        for name, weight in weights.items():
-            self.average[name].lerp_(weight.detach(), 1 - decay)
+        torch._foreach_lerp_(self.pairs[0], self.pairs[1], 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def swap(self, stage: Stage) -> None:

@@ -88,6 +88,7 @@ class GPT2Finetuning(Stage):
     settings = ("conditioners", "audiomae", "gpt2")
     reads_features = True
     networks = (*CONDITIONS, "loa_generator", "audiomae")
+    compiles = ("loa_generator.gpt2.transformer",)
     adapts: ClassVar = {"gpt2": "loa_generator.gpt2"}
     needs_whole_clips = True
 

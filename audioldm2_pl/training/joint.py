@@ -55,6 +55,7 @@ class JointFinetuning(Stage):
     settings = ("conditioners", "audiomae", "vae", "unet", "gpt2", "diffusion")
     reads_features = True
     networks = ("unet", "loa_generator", *CONDITIONS, "vae", "audiomae")
+    compiles = ("unet",)
     adapts: ClassVar = {"unet": "unet", "gpt2": "loa_generator.gpt2"}
     averaged = ("unet",)
     needs_whole_clips = True

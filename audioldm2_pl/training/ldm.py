@@ -96,6 +96,7 @@ class LDMPretraining(Stage):
     settings = ("conditioners", "audiomae", "vae", "unet", "diffusion")
     reads_features = True
     networks = ("unet", *CONDITIONS, "vae", "audiomae")
+    compiles = ("unet",)
     adapts: ClassVar = {"unet": "unet"}
 
     def __init__(

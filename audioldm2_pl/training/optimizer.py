@@ -44,17 +44,23 @@ def by_learning_rate(stage: nn.Module, network: nn.Module, config: OptimizerConf
     return groups
 
 
-def make_optimizer(parameters: dict[float, list[nn.Parameter]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimiser of a config, for parameters by learning rate; `learning_rate_factor` is the schedule."""
+def make_optimizer(
+    parameters: dict[float, list[nn.Parameter]], config: OptimizerConfig, scales_gradients: bool = False
+) -> torch.optim.Optimizer:
+    """The optimiser of a config, for parameters by learning rate; `learning_rate_factor` is the schedule.
+
+    It is torch's fused one, but for precision 16-mixed, whose scaled gradients (`scales_gradients`) Lightning clips
+    only of the others.
+    """
+    devices = {parameter.device.type for group in parameters.values() for parameter in group}
+    fused = not scales_gradients and devices <= {"cpu", "cuda"}
     groups = [{"params": group, "lr": rate} for rate, group in parameters.items()]
-    # else torch's choice, which goes with every precision
-    fused = all(p.device.type == "cpu" for group in parameters.values() for p in group)
     common: dict[str, Any] = {"lr": config.learning_rate, "betas": tuple(config.betas), "fused": fused or None}
     if config.name == "adamw":
         optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, **common)
     else:
         optimizer = torch.optim.Adam(groups, **common)
-    if fused:  # a CPU has no gradient scaler, which is why Lightning does not clip for fused optimisers
+    if fused:  # without a gradient scaler there is nothing for it to unscale, and Lightning may clip
         optimizer._step_supports_amp_scaling = False
     return optimizer
 

@@ -23,6 +23,7 @@ from torch import distributed
 
 from audioldm2_pl.atomic import read_json_object, write_text
 from audioldm2_pl.config import STAGES, ExperimentConfig
+from audioldm2_pl.describe import training_flops
 from audioldm2_pl.errors import Interrupted, UserError
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.models.vocoder import check_front_end
@@ -66,7 +67,7 @@ from audioldm2_pl.training.resume import resume_from, set_older_aside
 from audioldm2_pl.training.samples import Samples
 from audioldm2_pl.training.speed import Speed
 from audioldm2_pl.training.stage import Stage
-from audioldm2_pl.training.trainer import profiler_of, strategy_of
+from audioldm2_pl.training.trainer import compile_networks, profiler_of, strategy_of
 
 Features = dict[str, dict[str, torch.Tensor]]  # clip's id -> frozen networks' outputs
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -231,6 +232,8 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, feat
         adapt(stage, experiment.adapter, backup if backup.is_dir() else output.path)
     if is_rank_zero():
         back_up_parts(experiment, stage, output)
+    if experiment.trainer.compile is not None:
+        compile_networks(stage, experiment.trainer.compile)
     if features is not None:
         stage.shared_cache = features
     config = stage.config
@@ -301,8 +304,8 @@ def callbacks_of(experiment: ExperimentConfig, saver: PartSaver) -> list[L.Callb
     logs, every = experiment.run_folder / "logs" / stage.name, config.log_every_batches
     return [
         *callbacks,
-        Speed(CurveFile(logs / "speed.csv"), every),
-        FiniteLoss(config.on_nan, logs / "skipped.jsonl"),
+        Speed(CurveFile(logs / "speed.csv"), every, lambda: training_flops(experiment, stage)),
+        FiniteLoss(config.on_nan, logs / "skipped.jsonl", every),
         LossCurves(CurveFile(logs / "metrics.csv"), every),
     ]
 

@@ -77,6 +77,7 @@ class Stage(L.LightningModule):
     networks: tuple[str, ...] = ()  # that it trains or runs, in some experiments at least, and that may have own rates
     encoded: tuple[str, ...] = ()  # stored features that may stand for the waveform (see `shards.encoded`)
     adapts: ClassVar[dict[str, str]] = {}  # network that an adapter may change -> attribute
+    compiles: tuple[str, ...] = ()  # networks that `trainer.compile` compiles, by path: vae.decoder
     saved: tuple[str, ...] | None = None  # those of `parts` that are written; None: all
     seed = 0  # of every random draw; the experiment's, where `run_stage` trains the stage
 
@@ -216,10 +217,11 @@ class Stage(L.LightningModule):
 
     def configure_optimizers(self):
         optimizers, self.rates = [], []
+        scales_gradients = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # type: ignore
         for name, network in self.optimized().items():
             config = self.optimizer_config(name)
             groups = by_learning_rate(self, network, config)
-            optimizers.append(make_optimizer(groups, config))
+            optimizers.append(make_optimizer(groups, config, scales_gradients))
             self.rates.append(list(groups))
         return optimizers
 

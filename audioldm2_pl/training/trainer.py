@@ -10,6 +10,7 @@ from torch import distributed
 
 from audioldm2_pl.fields import bounded
 from audioldm2_pl.training.finite import OnNaN
+from audioldm2_pl.training.stage import Stage
 
 # Settings of Lightning's Trainer that an experiment may give. The others are ours, for a stage that ends early or reads
 # other batches would be taken for a finished one. A strategy that splits weights (FSDP, DeepSpeed) is not tested.
@@ -26,12 +27,16 @@ LIGHTNING = (
 
 @dataclass
 class TrainerConfig:
-    """Where and how loudly the stages run; `precision`, `on_nan` and `lightning` alone change what they compute."""
+    """Where and how loudly the stages run; `precision`, `on_nan` and `lightning` alone change what they compute.
+
+    `compile` changes the order of its sums, as another number of threads does.
+    """
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
     devices: str = "auto"  # a count, ids as in 0,1, or auto for all that are there
     num_nodes: int = bounded(1, ge=1)  # machines of a torchrun or SLURM job
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"  # Lightning's names
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None  # torch.compile's mode; null: eager
     num_threads: int | None = bounded(None, ge=1, le=65_536)  # of the CPU; null leaves torch's choice
     parallel_stages: int = bounded(1, ge=1)  # of clap, audiomae, vae, vocoder at a time, on a CPU of several cores
     loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)  # beside the CSV
@@ -62,3 +67,12 @@ def strategy_of(config: TrainerConfig, manual: bool) -> str:
     num_devices = int(config.devices) if config.devices.isdigit() else num_gpus
     several = num_devices > 1 or config.num_nodes > 1 or distributed.is_initialized()
     return "ddp_find_unused_parameters_true" if several and manual else "auto"
+
+
+def compile_networks(stage: Stage, mode: str) -> None:
+    """Compiles the stage's `compiles` in place, in one of torch.compile's modes; the weights keep their names.
+
+    LOA of another λ, and so of another length, is another graph at first, then one graph of any length.
+    """
+    for path in stage.compiles:
+        stage.get_submodule(path).compile(mode=mode)

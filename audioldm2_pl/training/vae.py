@@ -66,6 +66,7 @@ class VAETraining(Stage):
     makes = "vae"
     settings = ("vae",)
     networks = ("vae", "discriminator")
+    compiles = ("vae.encoder", "vae.decoder", "discriminator")
     averaged = ("vae",)
 
     def __init__(self, config: VAETrainingConfig, vae: AutoencoderKL, log_mel: LogMel):

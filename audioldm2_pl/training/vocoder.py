@@ -97,6 +97,7 @@ class VocoderTraining(Stage):
     makes = "vocoder"
     settings = ("vocoder",)
     networks = ("vocoder", "discriminators")
+    compiles = ("vocoder",)
     averaged = ("vocoder",)
 
     def __init__(self, config: VocoderTrainingConfig, vocoder: Any, log_mel: LogMel):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audioldm2_pl.conditioners.condition import Condition
+from audioldm2_pl.describe import saved_bytes
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.models import unet as presets
 from audioldm2_pl.models.unet import WIDTHS, TUNet, TUNetConfig
@@ -153,13 +154,40 @@ def test_cache_changes_nothing(name):
 def test_checkpointing_keeps_gradients():
     given = inputs(SMALL["large"])
     gradients = []
-    for gradient_checkpointing in (False, True):
-        config = replace(SMALL["large"], gradient_checkpointing=gradient_checkpointing)
+    for options in ({}, {"gradient_checkpointing": True}, {"gradient_checkpointing": True, "checkpointed_levels": [1]}):
+        config = replace(SMALL["large"], **options)
         net = randomised(TUNet(config, DIMS))
         net(**given).square().mean().backward()
         gradients.append({name: p.grad for name, p in net.named_parameters()})
     assert all(gradient is not None for gradient in gradients[0].values())
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-6)
+    for others in gradients[1:]:
+        torch.testing.assert_close(others, gradients[0], rtol=0, atol=1e-6)
+
+
+def test_levels_are_checkpointed_by_choice():
+    config = replace(SMALL["large"], gradient_checkpointing=True)
+    kept = []
+    for levels in (None, [0], [1]):
+        net, given = TUNet(replace(config, checkpointed_levels=levels), DIMS), inputs(config)
+        kept.append(saved_bytes(lambda net=net, given=given: net(**given)))
+    assert kept[0] < min(kept[1:])
+    with pytest.raises(UserError, match=r"unet.checkpointed_levels: level 3 has no transformers; .*=\[0, 1\]"):
+        replace(config, checkpointed_levels=[3])
+
+
+def test_a_condition_without_padding_is_read_without_a_mask():
+    net, given = randomised(TUNet(SMALL["base"], DIMS)), inputs(SMALL["base"])
+    full = [Condition.of(condition.embedding) for condition in given["conditions"]]
+    masked = [Condition(condition.embedding, condition.mask) for condition in full]
+    with torch.no_grad():
+        assert all(cache[0] is None or cache[0][2] is None for cache in net.precompute(full))
+        torch.testing.assert_close(
+            net(**{**given, "conditions": full}), net(**{**given, "conditions": masked}), rtol=0, atol=1e-5
+        )
+    assert full[0][:1].is_full and full[0].repeat(2).is_full and Condition.cat(full[:1] * 2).is_full
+    assert not Condition.cat([full[0], full[0][:1], masked[0]]).is_full
+    longer = Condition.of(torch.randn(1, full[0].embedding.shape[1] + 1, full[0].embedding.shape[2]))
+    assert not Condition.cat([full[0], longer]).is_full
 
 
 def test_masked_positions_do_not_matter():

@@ -11,6 +11,7 @@ import torch
 
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.hub.folder import ModelFolder
+from audioldm2_pl.training.finite import FiniteLoss
 from audioldm2_pl.training.ldm import LDMPretraining
 from audioldm2_pl.training.run import train
 from audioldm2_pl.training.stage import Stage
@@ -56,6 +57,23 @@ def test_a_loss_that_is_no_number_stops_before_any_weight_is_lost(smoke, smoke_r
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
     train(experiment)
     assert all(value.isfinite().all() for value in weights_of(experiment.model_folder).values())
+
+
+@pytest.mark.parametrize(("broken", "saved"), [(0, None), (1, None), (2, 2)])
+def test_where_a_look_waits_for_the_device_several_losses_are_looked_at_together(
+    smoke, smoke_run, monkeypatch, broken, saved
+):
+    """Before every checkpoint, which `saved` batches have, and after `log_every_batches`."""
+    monkeypatch.setattr(FiniteLoss, "at_once", ())
+    break_at(monkeypatch, LDMPretraining, (broken,))
+    given = [f"from.{part}={smoke_run.model_folder}" for part in ("clap", "audiomae", "vae")]
+    experiment = smoke("stages=[ldm]", "trainer.log_every_batches=3", *given)
+    with pytest.raises(UserError, match=rf"ldm: batch {broken}: the loss is not finite \(clips "):
+        train(experiment)
+    path = experiment.run_folder / "checkpoints/ldm.ckpt"
+    assert path.is_file() == (saved is not None)
+    if saved:
+        assert torch.load(path, weights_only=True)["AudioShards"]["batches"] == saved
 
 
 @pytest.mark.parametrize(("name", "stage"), [("ldm", LDMPretraining), ("vae", VAETraining)])

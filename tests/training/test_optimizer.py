@@ -1,8 +1,9 @@
 """How learning rates go, and optimisers under every precision."""
 
 import pytest
+from torch import nn
 
-from audioldm2_pl.training.optimizer import OptimizerConfig, learning_rate_factor
+from audioldm2_pl.training.optimizer import OptimizerConfig, learning_rate_factor, make_optimizer
 from audioldm2_pl.training.run import train
 
 
@@ -19,3 +20,9 @@ def test_bfloat16_goes_with_gradient_clipping(smoke, tmp_path, stage):
     experiment = smoke("trainer.precision=bf16-mixed", f"training.{stage}.gradient_clip=1", runs=tmp_path)
     train(experiment, stage)
     assert (experiment.model_folder / stage).is_dir()
+
+
+def test_only_scaled_gradients_go_without_the_fused_optimiser():
+    groups = {1e-3: list(nn.Linear(2, 2).parameters())}
+    assert make_optimizer(groups, OptimizerConfig()).defaults["fused"]
+    assert not make_optimizer(groups, OptimizerConfig(), scales_gradients=True).defaults["fused"]

@@ -1,7 +1,9 @@
 """What an experiment passes on to Lightning's Trainer."""
 
 import pytest
+import torch
 
+from audioldm2_pl.config import STAGES
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.training.ranks import build_trainer
 from audioldm2_pl.training.run import train
@@ -35,3 +37,30 @@ def test_what_lightning_does_not_take_is_one_line(given, said, smoke, tmp_path):
     with pytest.raises(UserError, match=said) as error:
         train(smoke("stages=[audiomae]", f"trainer.lightning={{{given}}}", runs=tmp_path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["clap", "audiomae", "vae", "vocoder", "decoder", "ldm", "gpt2", "joint"])
+def test_compiled_networks_train_as_eager_ones(name, smoke, smoke_run, monkeypatch):
+    """Through torch's tracer and autograd; its code generator, which takes minutes, is torch's own affair."""
+    torch._dynamo.reset()  # what another stage has compiled
+    frames = torch._dynamo.utils.counters["frames"]
+    compiled, before = torch.compile, frames["ok"]
+    monkeypatch.setattr(torch, "compile", lambda call, mode: compiled(call, backend="aot_eager"))
+    parts = ("clap", "audiomae", "vae", "vocoder", "unet", "gpt2", "t5")
+    given = {part: smoke_run.model_folder for part in parts if part != STAGES[name].makes}
+    start = {"from": given, "start_from": {}}
+    if name in ("decoder", "joint"):
+        moved = ("vae",) if name == "decoder" else ("unet", "gpt2")
+        start = {"from": {k: v for k, v in given.items() if k not in moved}}
+        start["start_from"] = dict.fromkeys(moved, smoke_run.model_folder)
+    options = [f"{key}.{part}={path}" for key, parts in start.items() for part, path in parts.items()]
+    losses = []
+    for mode in ("null", "default"):
+        experiment = smoke(f"stages=[{name}]", f"trainer.compile={mode}", f"training.{name}.batches=2", *options)
+        train(experiment)
+        losses.append((experiment.run_folder / f"logs/{name}/metrics.csv").read_text())
+    assert frames["ok"] > before
+    rows = [[line.split(",") for line in text.splitlines()[1:]] for text in losses]
+    assert [row[:-1] for row in rows[0]] == [row[:-1] for row in rows[1]] and rows[0]
+    for eager, traced in zip(*rows):
+        assert float(traced[-1]) == pytest.approx(float(eager[-1]), rel=1e-3, abs=1e-5)
