@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo student abilities test lint esc10 copy-synthesis parity bench bench-eval bench-data bench-serve clean
+.PHONY: setup demo student abilities test lint esc10 copy-synthesis parity bench bench-eval bench-data bench-serve gpu clean
 
 setup: .venv/.ready
 
@@ -76,6 +76,10 @@ bench-data: .venv/.ready
 # 20 clients of `audioldm2 serve` on the demo's model for 5 minutes: docs/results/bench_serve.json
 bench-serve: .venv/.ready
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/serve.py runs/demo/model
+
+# On a machine with a GPU: its tests, training's and generation's speed, ESC-10 in bf16: docs/results/gpu.json (25 minutes)
+gpu: .venv/.ready
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/gpu.py --esc10 $(ESC10) --scorer $(SCORER)
 
 test: .venv/.ready
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
