@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_train(commands: argparse._SubParsersAction) -> None:
     train = commands.add_parser("train", help="train the stages of an experiment, or resume them")
-    train.add_argument("experiment", type=Path, help="an experiment's YAML")
+    train.add_argument("experiment", type=Path, help="an experiment's YAML, or a shipped one's name, such as demo")
     train.add_argument("--stage", help="train this stage only")
     train.add_argument(
         "--resume", type=last_or_batch, metavar="last|N",
