@@ -15,9 +15,7 @@ setup: .venv/.ready
 
 # Synthetic sounds -> all stages -> report: runs/demo/report/report.html
 demo: .venv/.ready
-	$(BIN)/python -m data.synthetic shards/synthetic --clips 4800 --captions 4 --test-clips 240 --judge-clips 1200
-	$(BIN)/audioldm2 train experiments/demo.yaml
-	$(BIN)/python -m evaluation report experiments/demo.yaml
+	$(BIN)/audioldm2 demo
 
 # The demo's model, trained if it is missing, distilled to 4 steps: runs/demo_student/report/report.html
 student: .venv/.ready
