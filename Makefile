@@ -3,14 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo student abilities test lint esc10 copy-synthesis parity bench bench-eval bench-data bench-serve clean
+.PHONY: setup demo student abilities test lint docs esc10 copy-synthesis parity bench bench-eval bench-data bench-serve clean
 
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,speech,video,ray,adapters,serve,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,speech,video,ray,adapters,serve,docs,dev]"
 	touch $@
 
 # Synthetic sounds -> all stages -> report: runs/demo/report/report.html
@@ -82,6 +82,10 @@ lint: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# The documentation as a site that works offline: build/site/index.html
+docs: .venv/.ready
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv build *.egg-info runs shards
