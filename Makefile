@@ -3,21 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo student abilities test lint esc10 copy-synthesis parity bench bench-eval bench-data bench-serve gpu clean
+.PHONY: setup demo student abilities test lint docs esc10 copy-synthesis parity bench bench-eval bench-data bench-serve gpu clean
 
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,speech,video,ray,adapters,serve,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,speech,video,ray,adapters,serve,docs,dev]"
 	touch $@
 
 # Synthetic sounds -> all stages -> report: runs/demo/report/report.html
 demo: .venv/.ready
-	$(BIN)/python -m data.synthetic shards/synthetic --clips 4800 --captions 4 --test-clips 240 --judge-clips 1200
-	$(BIN)/audioldm2 train experiments/demo.yaml
-	$(BIN)/python -m evaluation report experiments/demo.yaml
+	$(BIN)/audioldm2 demo
 
 # The demo's model, trained if it is missing, distilled to 4 steps: runs/demo_student/report/report.html
 student: .venv/.ready
@@ -88,6 +86,10 @@ lint: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# The documentation as a site that works offline: build/site/index.html
+docs: .venv/.ready
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv build *.egg-info runs shards

@@ -15,14 +15,33 @@ from audioldm2_pl.sound_commands import add_edit, add_generate, add_serve, add_s
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="audioldm2", description="Train AudioLDM 2 and make sound with it.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_train, add_status, add_generate, add_edit, add_show, add_serve, add_describe, add_push, add_import):
+    for add in (
+        add_demo,
+        add_train,
+        add_status,
+        add_generate,
+        add_edit,
+        add_show,
+        add_serve,
+        add_describe,
+        add_push,
+        add_import,
+    ):
         add(commands)
     return parser
 
 
+def add_demo(commands: argparse._SubParsersAction) -> None:
+    demo = commands.add_parser("demo", help="synthesise sounds, train all stages on them, write a page to listen to")
+    demo.add_argument("--experiment", default="demo", metavar="NAME", help="that reads shards/synthetic (%(default)s)")
+    demo.add_argument("--clips", type=int, default=4800, help="that are trained on (%(default)s)")
+    demo.add_argument("overrides", nargs="*", metavar="key=value", help="anything in the YAML, such as seed=1")
+    demo.set_defaults(run=run_demo_steps)
+
+
 def add_train(commands: argparse._SubParsersAction) -> None:
     train = commands.add_parser("train", help="train the stages of an experiment, or resume them")
-    train.add_argument("experiment", type=Path, help="an experiment's YAML")
+    train.add_argument("experiment", type=Path, help="an experiment's YAML, or a shipped one's name, such as demo")
     train.add_argument("--stage", help="train this stage only")
     train.add_argument(
         "--resume", type=last_or_batch, metavar="last|N",
@@ -81,6 +100,12 @@ def add_import(commands: argparse._SubParsersAction) -> None:
         help="upsampling rates of a vocoder that is none of the published ones",
     )
     convert.set_defaults(run=run_import)
+
+
+def run_demo_steps(args: argparse.Namespace) -> None:
+    from audioldm2_pl.demo import DemoOptions, run_demo
+
+    run_demo(DemoOptions(args.experiment, args.clips, args.overrides))
 
 
 def run_train(args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ A scalar whose field holds a text stays as it is written: `name: 0123` is no num
 
 from collections.abc import Iterator
 from dataclasses import is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -32,15 +33,11 @@ NULL = "tag:yaml.org,2002:null"
 
 
 def read_yaml(path: Path, schema: type, over: tuple[Path, ...] = ()) -> DictConfig:
-    """A YAML merged over the files that its `base:` names (a path beside it, or a list of them).
+    """A YAML merged over the files that its `base:` names (a path from its folder or a shipped one's name, or a list).
 
     `schema` is the dataclass that it fills, `over` the files that name this one as their base.
     """
-    if not path.is_file():
-        packaged = Path(__file__).parent / "experiments" / path.name
-        if not packaged.is_file():
-            raise UserError(f"{path}: no such experiment file")
-        path = packaged
+    path = find_yaml(path)
     if path.resolve() in over or len(over) > MAX_DEPTH:
         raise UserError(f"{path}: is its own base, or has too many below each other; take its base: out")
     content = values_of(path, schema)
@@ -48,8 +45,33 @@ def read_yaml(path: Path, schema: type, over: tuple[Path, ...] = ()) -> DictConf
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise UserError(f"{path}: base: names a YAML file beside this one, or a list of them")
-    merged = [read_yaml(path.parent / base, schema, (*over, path.resolve())) for base in bases]
+    merged = [read_yaml(find_yaml(Path(base), path.parent), schema, (*over, path.resolve())) for base in bases]
     return OmegaConf.merge(*merged, OmegaConf.create(content))  # type: ignore[return-value]
+
+
+def find_yaml(path: Path, folder: Path = Path()) -> Path:
+    """A path from a folder on; where nothing lies there, the shipped experiment of that name: demo, table_1/audioldm_m,
+    experiments/demo.yaml. So a name means the same in a clone, beside an installation and in `base:`.
+
+    Raises UserError where there is neither.
+    """
+    if (folder / path).is_file():
+        return folder / path
+    name = Path(*path.parts[1:]) if path.parts[:1] == ("experiments",) else path
+    shipped = shipped_experiments()
+    found = shipped.get(str(name.with_suffix("") if name.suffix == ".yaml" else name))
+    if found is None:
+        near = get_close_matches(str(name.with_suffix("")), list(shipped), n=1, cutoff=0.6)
+        raise UserError(f"{folder / path}: no such experiment file{f'; did you mean {near[0]!r}?' if near else ''}")
+    return found
+
+
+def shipped_experiments() -> dict[str, Path]:
+    """Name -> YAML of the experiments that come with the code."""
+    package = Path(__file__).parent
+    installed = package / "experiments"
+    folder = installed if installed.is_dir() else package.parent / "experiments"
+    return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 def values_of(path: Path, schema: type) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Command line of the evaluation tools: `python -m evaluation COMMAND …`; heavy imports wait until a command runs."""
+"""Command line of the evaluation tools: `audioldm2-eval COMMAND …`; heavy imports wait until a command runs."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from .reproduce.commands import add_reproduce_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__)
+    parser = argparse.ArgumentParser(prog="audioldm2-eval", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     add_report_parser(commands)
     add_external_parser(commands)

@@ -90,6 +90,20 @@ def test_base_files_are_merged_in_order(tmp_path):
     assert (experiment.name, experiment.seed, experiment.data.num_workers) == ("b", 1, 2)
 
 
+def test_shipped_experiments_have_names(tmp_path, monkeypatch):
+    """In any folder, on the command line and as a base; a file that lies there comes first."""
+    monkeypatch.chdir(tmp_path)
+    demo = load_experiment(FOLDER / "demo.yaml")
+    assert load_experiment("demo") == load_experiment("experiments/demo.yaml") == demo
+    assert load_experiment("table_1/audioldm_m").name == "audioldm_m"
+    (tmp_path / "mine.yaml").write_text("base: demo.yaml\nname: mine")
+    assert load_experiment("mine.yaml").training == demo.training
+    (tmp_path / "demo.yaml").write_text("base: smoke\nname: other")
+    assert load_experiment("mine.yaml").training != demo.training
+    with pytest.raises(UserError, match="table_1/audioldm_n: no such experiment file; did you mean 'table_1/audioldm_"):
+        load_experiment("table_1/audioldm_n")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

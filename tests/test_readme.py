@@ -78,6 +78,8 @@ def test_commands_run_on_smoke(page, clone, shards):
         run, arguments = tool(words)
         if run is None:
             assert words[0] == "make" and words[1] in targets, words
+        elif arguments[0] == "demo":  # tests/test_demo.py runs it
+            assert build_parser().parse_args(arguments).experiment == "smoke"
         elif "data." in run.__module__:
             assert run([*arguments, "--clips", "4", "--test-clips", "2", "--judge-clips", "2"]) == 0, words
         else:

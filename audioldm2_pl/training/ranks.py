@@ -60,7 +60,7 @@ def build_trainer(config: TrainerConfig, **settings: Any) -> L.Trainer:
             num_nodes=config.num_nodes,
             precision=config.precision,  # type: ignore[arg-type]
             plugins=[*([environment] if environment else []), WholeCheckpoints()],
-            enable_progress_bar=config.progress_bar,
+            enable_progress_bar=False,  # StageProgress is there
             enable_checkpointing=False,
             use_distributed_sampler=False,
             **{"enable_model_summary": False, **settings, **config.lightning},

@@ -43,6 +43,7 @@ from audioldm2_pl.training.exports import Exports, PartSaver
 from audioldm2_pl.training.finite import FiniteLoss
 from audioldm2_pl.training.interruption import INTERRUPTION
 from audioldm2_pl.training.logging import CurveFile, LossCurves, build_loggers, quieten
+from audioldm2_pl.training.progress import StageProgress
 from audioldm2_pl.training.ranks import (
     broadcast_from_rank_zero,
     build_trainer,
@@ -158,7 +159,7 @@ def run_side_by_side(experiment: ExperimentConfig, names: list[str], folder: Mod
         raise UserError("trainer.parallel_stages is for one machine's CPU; under torchrun or srun set it to 1")
     count = min(experiment.trainer.parallel_stages, len(names))
     num_threads = max(1, (os.cpu_count() or 1) // count)
-    trainer = replace(experiment.trainer, num_threads=num_threads, progress_bar=False)
+    trainer = replace(experiment.trainer, num_threads=num_threads)
     with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
         # the adversarial stages, which stand last, take longest: begun first they end with the others
         futures = [pool.submit(run_alone, replace(experiment, trainer=trainer), name, folder) for name in names[::-1]]
@@ -301,6 +302,8 @@ def callbacks_of(experiment: ExperimentConfig, saver: PartSaver) -> list[L.Callb
         callbacks.append(Samples(experiment, experiment.run_folder / "samples" / stage.name, every, ema))
     if config.export_every_batches:
         callbacks.append(Exports(saver, exports_of(experiment), config.export_every_batches, config.keep_exports))
+    if config.progress_bar:
+        callbacks.append(StageProgress(stage.name, stage.config.batches))
     logs, every = experiment.run_folder / "logs" / stage.name, config.log_every_batches
     return [
         *callbacks,

@@ -49,7 +49,7 @@ class TrainerConfig:
     export_every_batches: int | None = bounded(None, ge=1)  # a model folder in runs/<name>/exports this often; or never
     keep_exports: int | None = bounded(None, ge=1)  # the latest of each stage; null keeps all
     keep_checkpoints: int = bounded(1, ge=1)  # the latest of a stage in training, for `train --resume N`
-    progress_bar: bool = True  # a bar on the terminal
+    progress_bar: bool = True  # a bar a stage on the terminal, elsewhere a line now and then
     profiler: Literal["simple", "advanced", "pytorch"] | None = None  # where time goes, to logs/<stage>/profile
     # besides, of Lightning's Trainer, as it calls them: {benchmark: true}, {strategy: fsdp}
     lightning: dict[str, Any] = bounded(dict, keys=LIGHTNING)

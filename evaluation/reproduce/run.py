@@ -3,23 +3,18 @@
 A step that fails leaves out the rows that need it, no others. The same command goes on where it was stopped.
 """
 
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
-from audioldm2_pl.errors import REQUEUE, Interrupted, UserError
+from audioldm2_pl.errors import Interrupted, UserError
+from audioldm2_pl.processes import STOPPED, run_command
 
 from .results import write_results
 from .steps import Step, steps_of
 from .table import Reproduction
 
 Runner = Callable[[Sequence[str]], int]  # a command as a shell would have it => its exit code
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-# exit code of a command that was interrupted => the signal
-STOPPED = {128 + s: s for s in SIGNALS} | {-s: s for s in SIGNALS} | {REQUEUE: signal.SIGUSR1}
 
 
 def reproduce(found: Reproduction, runner: Runner | None = None) -> None:
@@ -58,33 +53,3 @@ def run_step(step: Step, runner: Runner) -> int:
     if code in STOPPED:
         raise Interrupted(STOPPED[code], "the same command goes on")
     return code
-
-
-def module_of(command: Sequence[str]) -> list[str]:
-    """A command as a shell would have it => the module of this installation that runs it, and its arguments."""
-    if command[0] == "audioldm2":
-        return ["audioldm2_pl.cli", *command[1:]]
-    root = __name__.partition("evaluation.reproduce")[0]  # "" in a clone, "audioldm2_pl." where it is installed
-    return [f"{root}{command[2]}", *command[3:]]
-
-
-def run_command(command: Sequence[str]) -> int:
-    """In a process of its own, whose output goes where ours does. A signal is handed on, and waited for."""
-    with subprocess.Popen([sys.executable, "-m", *module_of(command)]) as process, handed_on(process):
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:  # the terminal has told the process, too, which saves what it has
-                continue
-
-
-@contextmanager
-def handed_on(process: subprocess.Popen):
-    """SIGTERM and SIGUSR1 go to the process; its end is ours."""
-    signals = (signal.SIGTERM, signal.SIGUSR1)
-    before = {s: signal.signal(s, lambda signum, frame: process.send_signal(signum)) for s in signals}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

@@ -13,13 +13,14 @@ import pytest
 
 from audioldm2_pl.config import load_experiment
 from audioldm2_pl.errors import Interrupted, UserError
+from audioldm2_pl.processes import module_of, run_command
 from audioldm2_pl.training.records import record_of
 from evaluation.__main__ import main
 from evaluation.reproduce import steps
 from evaluation.reproduce.corpora import facts_of
 from evaluation.reproduce.plan import plan_of
 from evaluation.reproduce.results import published_cells, write_results
-from evaluation.reproduce.run import module_of, reproduce, run_command, run_step
+from evaluation.reproduce.run import reproduce, run_step
 from evaluation.reproduce.steps import Step, steps_of
 from evaluation.reproduce.table import TABLES, Choices, built_in_tables, load_table, open_table
 from evaluation.sound_classifier import SoundClassifierConfig
