@@ -10,6 +10,7 @@ from audioldm2_pl.errors import UserError, run_tool
 from audioldm2_pl.flags import parse_with_overrides
 
 from .listening.commands import add_listen_parser
+from .metric_commands import add_trust_parser
 from .reproduce.commands import add_reproduce_parser
 
 
@@ -21,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_copy_synthesis_parser(commands)
     add_generate_parser(commands)
     add_score_parser(commands)
+    add_trust_parser(commands)
     add_listen_parser(commands)
     add_curve_parser(commands)
     add_reproduce_parser(commands)

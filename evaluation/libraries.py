@@ -24,6 +24,11 @@ REPORTED = (
     "frechet-audio-distance",
     "hear21passt",
     "jiwer",
+    "speechmos",
+    "onnxruntime",
+    "resemblyzer",
+    "pocketsphinx",
+    "audiobox-aesthetics",
 )
 
 

@@ -113,11 +113,23 @@ def material_of(pairs: Pairs, protocol: Protocol, name: str, embedder: Embedder,
         material.generated = encode_files(pairs.generated, *settings)
         if any(protocol.metric(score).needs == "reference" for score in protocol.scores_of(name)):
             material.reference = encode_files(pairs.reference, *settings)
-    if embedder.encode_text and "caption_embeddings" in reads:
+    if embedder.rate:
+        material.ratings = embedder.rate(pairs.generated)
+    if "caption_embeddings" in reads:
         captions = [caption for of_clip in pairs.captions for caption in of_clip]
-        parts = [captions[i : i + options.batch_size] for i in range(0, len(captions), options.batch_size)]
-        material.caption_embeddings = np.concatenate([embedder.encode_text(p).float().cpu().numpy() for p in parts])
+        material.caption_embeddings = encode_texts(captions, embedder, options.batch_size)
+    if "prompt_embeddings" in reads:
+        prompts = [prompt for score in protocol.scores_of(name) for prompt in protocol.metric(score).prompts]
+        material.prompt_embeddings = encode_texts(prompts, embedder, options.batch_size)
+        material.logit_scale = embedder.logit_scale
     return material
+
+
+def encode_texts(texts: list[str], embedder: Embedder, batch_size: int) -> np.ndarray:
+    """=> (texts, D)"""
+    assert embedder.encode_text is not None
+    parts = [texts[i : i + batch_size] for i in range(0, len(texts), batch_size)]
+    return np.concatenate([embedder.encode_text(part).float().cpu().numpy() for part in parts])
 
 
 def description(pairs: Pairs, protocol: Protocol, name: str) -> dict[str, Any]:

@@ -106,12 +106,15 @@ def is_finished(experiment: ExperimentConfig, name: str, folder: ModelFolder) ->
     return True
 
 
-def record_finished(experiment: ExperimentConfig, stage: Stage, resumable: Resumable, num_clips: int) -> None:
+def record_finished(
+    experiment: ExperimentConfig, stage: Stage, resumable: Resumable, num_clips: int, cost: dict[str, float]
+) -> None:
     report = {
         "seconds": resumable.elapsed(),
         "batches": stage.config.batches,
         "clips": num_clips,
         **peak_memory(),
+        **cost,
         "parts": list(stage.saved_parts()),
         "resumed_with_other_settings": resumable.changes,
         "recipe": resumable.recipe,

@@ -38,6 +38,7 @@ from audioldm2_pl.training.checkpoint import (
     remove_checkpoints,
 )
 from audioldm2_pl.training.checks import check_stages
+from audioldm2_pl.training.cost import Cost
 from audioldm2_pl.training.ema import EMA
 from audioldm2_pl.training.exports import Exports, PartSaver
 from audioldm2_pl.training.finite import FiniteLoss
@@ -252,16 +253,18 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, feat
     resumable = Resumable(checkpoint, config.save_every_batches, recipe(experiment, name), INTERRUPTION, keep)
     print(f"{name}: {f'goes on from {checkpoint}' if resumes else 'starts'}, {config.batches} batches", flush=True)
     saver = PartSaver(stage, data, ema, output, experiment.sampling)
-    if resumes and is_trained(checkpoint, stage, ema, resumable):
+    cost = Cost(CurveFile(experiment.run_folder / "logs" / name / "cost.csv"), experiment.trainer.log_every_batches)
+    if resumes and is_trained(checkpoint, stage, [ema, resumable, cost]):
         saver.save()
     else:
-        callbacks = [*callbacks_of(experiment, saver), resumable, saver]
+        callbacks = [*callbacks_of(experiment, saver), cost, resumable, saver]
         trainer = trainer_of(experiment, stage, callbacks)
         trainer.fit(stage, data, ckpt_path=str(checkpoint) if resumes else None, weights_only=True)
     if features and is_independent(experiment, name):  # another VAE or AudioMAE gives other features
         features.clear()
     if is_rank_zero():
-        record_finished(experiment, stage, resumable, config.batches * config.batch_size * data.world_size)
+        num_clips = config.batches * config.batch_size * data.world_size
+        record_finished(experiment, stage, resumable, num_clips, cost.summary())
         remove_checkpoints(checkpoint)
         for line in data.bad_clips():
             print(f"{name}: {line}", flush=True)
@@ -269,12 +272,14 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, feat
         distributed.barrier()
 
 
-def is_trained(path: Path, stage: Stage, ema: EMA | None, resumable: Resumable) -> bool:
-    """Whether a checkpoint has all of the stage's batches; the stage then has its weights. Says what has changed since.
+def is_trained(path: Path, stage: Stage, callbacks: list[Any]) -> bool:
+    """Whether a checkpoint has all of the stage's batches; the stage then has its weights, and the callbacks theirs.
 
-    Raises UserError where the stage cannot go on from it.
+    `callbacks`: EMA or None, Resumable, Cost. Says what has changed since. Raises UserError where the stage cannot go
+    on from it.
     """
     checkpoint = read_checkpoint(path)
+    resumable = callbacks[1]
     changes = check_resumable(checkpoint, path, stage, resumable.recipe)
     states = checkpoint["callbacks"]
     resumable.changes = list(states.get("Resumable", {}).get("changes", []))
@@ -284,9 +289,9 @@ def is_trained(path: Path, stage: Stage, ema: EMA | None, resumable: Resumable) 
     if checkpoint["AudioShards"]["batches"] < stage.config.batches:
         return False
     stage.load_state_dict(checkpoint["state_dict"], strict=stage.strict_loading)
-    resumable.load_state_dict(states["Resumable"])
-    if ema and "EMA" in states:
-        ema.load_state_dict(states["EMA"])
+    for callback in callbacks:
+        if type(callback).__name__ in states:
+            callback.load_state_dict(states[type(callback).__name__])
     return True
 
 

@@ -90,6 +90,20 @@ def ratings_of(test: ListeningTest, answers: Sequence[Answer]) -> list[Rating]:
     return [Rating(a.rater, item.clip, item.system, a.question, a.rating) for a, item in pairs]
 
 
+def rating_rows(
+    test: ListeningTest, answers: Sequence[Answer], raters: dict[str, Rater], rules: ScreeningRules | None = None
+) -> list[dict[str, str | int]]:
+    """A row a rating that counts, raters by numbers in place of their names, recordings and anchors too."""
+    finished = finished_answers(test, answers)
+    reasons = screen(test, finished, raters, rules or ScreeningRules())
+    numbers = {name: number for number, name in enumerate(sorted(reasons), 1)}
+    return [
+        {"file": r.clip, "system": r.system, "question": r.question, "rating": r.value, "rater": numbers[r.rater]}
+        for r in ratings_of(test, finished)
+        if not reasons[r.rater]
+    ]
+
+
 def screen(
     test: ListeningTest, answers: Sequence[Answer], raters: dict[str, Rater], rules: ScreeningRules
 ) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""`python -m evaluation listen build | serve | export | import | review | analyse`."""
+"""`python -m evaluation listen build | serve | export | import | review | analyse | ratings`."""
 
 import argparse
 import json
@@ -39,6 +39,9 @@ def add_listen_parser(commands: argparse._SubParsersAction) -> None:
 
     analyse = add_action(actions, "analyse", "mean and 95 %% interval of each system", run_analyse)
     analyse.add_argument("--output", type=Path, help="JSON file for the results")
+
+    ratings = add_action(actions, "ratings", "write each answer that counts, for `trust`", run_ratings)
+    ratings.add_argument("--output", type=Path, required=True, help="CSV: file, system, question, rating, rater")
 
 
 def add_build(actions: argparse._SubParsersAction) -> None:
@@ -138,6 +141,18 @@ def run_analyse(options: argparse.Namespace) -> None:
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def run_ratings(options: argparse.Namespace) -> None:
+    from .analysis import rating_rows
+    from .exchange import write_csv
+
+    answers = open_answers(options.test)
+    rows = rating_rows(answers.test, answers.answers(), answers.raters())
+    if not rows:
+        raise UserError(f"{options.test}: no rater's answers count yet; collect some, then write them again")
+    write_csv(options.output, list(rows[0]), rows)
+    print(f"{options.output}: {len(rows)} ratings")
 
 
 def open_answers(folder: Path, new: bool = False) -> Answers:

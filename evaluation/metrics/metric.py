@@ -65,9 +65,12 @@ class Material:
     reference: Any = None  # Outputs
     captions: list[list[str]] = field(default_factory=list)  # of each clip
     caption_embeddings: np.ndarray | None = None  # (captions, D), those of a clip one after the other
+    prompt_embeddings: np.ndarray | None = None  # (prompts, D), of the metric's prompts
+    logit_scale: float | None = None  # of captions' and prompts' cosines
     labels: list[list[str]] = field(default_factory=list)  # of each clip, in the order in which they sound
     classes: list[str] = field(default_factory=list)  # of the logits
     transcripts: list[str] = field(default_factory=list)  # recognised, of each clip
+    ratings: dict[str, np.ndarray] = field(default_factory=dict)  # axis -> a network's ratings of the clips (N,)
     seed: int = 0  # of whatever a metric draws
 
 
@@ -91,7 +94,7 @@ class Metric:
     title: str
     unit: str  # "" of a plain number
     higher_is_better: bool
-    reads: frozenset[str]  # of a network: "embeddings", "logits", "classes", "caption_embeddings", "transcripts"
+    reads: frozenset[str]  # of a network: what its backend gives
     needs: Side | None  # beside the generated clips
     compute: Callable[[Material, Any], Measured]  # with the settings
     range: tuple[float, float] = (-math.inf, math.inf)  # of its values: an interval's bounds stay within
@@ -99,6 +102,7 @@ class Metric:
     # Of clips (N,), numbers with repeats: the value of the whole set. None: the mean of the samples "values".
     statistic: Callable[[Samples, np.ndarray], float] | None = None
     is_share: bool = False  # "values" are zeros and ones
+    prompts: tuple[str, ...] = ()  # that its network encodes, the same for all clips
 
     @property
     def arrow(self) -> str:

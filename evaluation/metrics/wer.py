@@ -3,6 +3,7 @@
 Words are counted by jiwer on texts in lower case without punctuation.
 """
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -75,4 +76,5 @@ WER = Metric(
     reads=frozenset({"transcripts"}),
     needs="captions",
     compute=compute_wer,
+    range=(0.0, math.inf),
 )

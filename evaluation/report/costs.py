@@ -1,4 +1,4 @@
-"""What an experiment cost and how it was trained: seconds, memory, the machine, loss curves."""
+"""What an experiment cost and how it was trained: seconds, memory, processor, energy, the machine, loss curves."""
 
 import csv
 import json
@@ -14,9 +14,11 @@ from audioldm2_pl.training.records import peak_memory
 
 Curves = dict[str, dict[str, list[tuple[float, float]]]]  # stage -> train/<term> or val/<term> -> (batch, loss)
 
+LOAD = ("cpu_cores", "gpu_utilization", "gpu_power_watts", "gpu_energy_kwh")  # of a stage's record
+
 
 def cost_of_stages(run_folder: Path, fact: str) -> dict[str, float]:
-    """stage -> `fact` ("seconds", "peak_memory_gib", "peak_gpu_memory_gib") of each stage that has it, oldest first."""
+    """stage -> `fact` ("seconds", "peak_memory_gib" …) of each stage that has it, oldest first."""
     paths = sorted((run_folder / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime)
     facts = {path.stem: json.loads(path.read_text()).get(fact) for path in paths}
     return {stage: value for stage, value in facts.items() if value is not None}
@@ -36,6 +38,7 @@ def costs_of(run_folder: Path, report_seconds: float) -> dict[str, Any]:
         "peak_memory_gib": max(memory.values()),
         "peak_memory_gib_by_stage": memory,
         "peak_gpu_memory_gib_by_stage": cost_of_stages(run_folder, "peak_gpu_memory_gib"),
+        **{f"{fact}_by_stage": cost_of_stages(run_folder, fact) for fact in LOAD},
     }
 
 

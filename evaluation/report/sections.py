@@ -232,19 +232,34 @@ def losses_section(curves: dict[str, Curves]) -> Section:
     return Section("losses", "Losses", text, parts, "stages")
 
 
+COST_COLUMNS = {  # fact -> heading, and how a stage's number is written
+    "peak_memory_gib": ("Peak memory", "{:.2f} GiB"),
+    "cpu_cores": ("Cores in use", "{:.1f}"),
+    "peak_gpu_memory_gib": ("Peak GPU memory", "{:.2f} GiB"),
+    "gpu_utilization": ("GPU in use", "{:.0%}"),
+    "gpu_power_watts": ("GPU power", "{:.0f} W"),
+    "gpu_energy_kwh": ("GPU energy", "{:.3f} kWh"),
+}
+
+
 def costs_section(costs: dict[str, dict[str, Any]]) -> Section:
+    """Time, memory, processor and energy of each stage; facts that no stage has are no columns."""
     parts = []
     for experiment, cost in costs.items():
-        memory, gpu = cost["peak_memory_gib_by_stage"], cost["peak_gpu_memory_gib_by_stage"]
+        facts = {fact: cost.get(f"{fact}_by_stage") or {} for fact in COST_COLUMNS}
+        facts = {fact: stages for fact, stages in facts.items() if stages}
+        energy = sum(cost.get("gpu_energy_kwh_by_stage", {}).values())
         longest = max(cost["seconds"]["total"], 1e-9)
         rows = []
         for stage, seconds in cost["seconds"].items():
             bar = Markup('<span class="bar" style="width:{}%"></span>').format(f"{100 * seconds / longest:.1f}")
-            gib = [f"{side[stage]:.2f} GiB" if stage in side else "" for side in ((memory, gpu) if gpu else (memory,))]
-            rows.append([stage, duration(seconds), *gib, "" if stage == "total" else bar])
-        header = ["Stage", "Time", "Peak memory", *(["Peak GPU memory"] if gpu else []), "Share"]
+            cells = [COST_COLUMNS[fact][1].format(of[stage]) if stage in of else "" for fact, of in facts.items()]
+            if stage == "total" and energy:
+                cells[-1] = COST_COLUMNS["gpu_energy_kwh"][1].format(energy)
+            rows.append([stage, duration(seconds), *cells, "" if stage == "total" else bar])
+        header = ["Stage", "Time", *(COST_COLUMNS[fact][0] for fact in facts), "Share"]
         parts.append(Part(experiment if len(costs) > 1 else "", table=Table(header, rows, "timing")))
-    return Section("cost", "Time and memory", "", parts)
+    return Section("cost", "Cost", "", parts)
 
 
 # ---- Settings, provenance

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from audioldm2_pl.audio import AudioConfig
@@ -210,6 +211,21 @@ def test_clap_pairs_clips_and_captions(clap, clap_file, real_data, tmp_path, mon
 
 
 @torch.no_grad()
+def test_two_prompts_rate_clips_as_pam_does(clap, clap_file, tmp_path):
+    """A window of 7 s and a rest of 2 s: the mean of their softmax over the prompts' cosines times CLAP's scale."""
+    waveform = 0.1 * np.random.default_rng(0).normal(size=9 * 48_000).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", waveform, 48_000, subtype="FLOAT")
+    result, _ = score_folders(Inputs(tmp_path), "pam-laion", ScoreOptions(clap_file.parent, resamples=0))
+    score = result["scores"]["pam_laion"]
+    assert clap.encode and clap.encode_text and clap.logit_scale
+    with torch.inference_mode():
+        texts = clap.encode_text(score["prompts"])
+        windows = [torch.from_numpy(part)[None] for part in np.split(waveform, [7 * 48_000])]
+        chances = [(clap.logit_scale * clap.encode(w)[0][0] @ texts.T).softmax(1)[0, 0] for w in windows]
+    assert score["value"] == pytest.approx(float(sum(chances) / 2), abs=1e-5)
+    assert 0 < score["value"] < 1 and score["prompts"][0] == "the sound is clear and clean."
+
+
 def test_clap_cuts_long_clips_alike_every_time(clap):
     waveform = 0.1 * torch.randn(2, 500_000, generator=torch.Generator().manual_seed(0))
     first, _ = clap.encode(waveform)

@@ -32,7 +32,9 @@ SPREAD = Metric(
 def test_every_metric_is_complete():
     given = {part for backend in BACKENDS.values() for part in backend.gives}
     distances = {"frechet", "kad", "kl", "inception", "clap", "wer"}
-    assert set(METRICS) == distances | {"class_accuracy", "order_accuracy", "nearest_mean_accuracy"}
+    accuracies = {"class_accuracy", "order_accuracy", "nearest_mean_accuracy"}
+    ratings = {"dnsmos", "aesthetics", "pam_laion"}
+    assert set(METRICS) == distances | accuracies | ratings | {"speaker_similarity"}
     for metric in METRICS.values():
         assert metric.title and metric.reads <= given and metric.arrow in "↑↓"
         assert metric.is_share == metric.unit.startswith("share")

@@ -72,12 +72,13 @@ def load_clap(path: Path, device: str) -> Embedder:
         return F.normalize(output.pooler_output, dim=-1)  # (texts, D)
 
     weights = {**digests(path), **digest}
-    return Embedder(extractor.sampling_rate, encode, encode_text=encode_text, weights=weights)
+    scale = float(model.logit_scale_a.exp())
+    return Embedder(extractor.sampling_rate, encode, encode_text=encode_text, logit_scale=scale, weights=weights)
 
 
 BACKEND = Backend(
     load=load_clap,
-    gives=frozenset({"embeddings", "caption_embeddings"}),
+    gives=frozenset({"embeddings", "caption_embeddings", "prompt_embeddings"}),
     sources=SOURCES,
     companions=("roberta-base",),
 )

@@ -115,12 +115,13 @@ def load_laion_clap(path: Path, device: str) -> Embedder:
         return torch.cat(embeddings).unsqueeze(1), None
 
     encode_text = partial(module.get_text_embedding, use_tensor=True)
-    return Embedder(48_000, encode, encode_text=encode_text, weights={**digests(path), **digest})
+    scale, weights = float(module.model.logit_scale_a.exp()), {**digests(path), **digest}
+    return Embedder(48_000, encode, encode_text=encode_text, logit_scale=scale, weights=weights)
 
 
 BACKEND = Backend(
     load=load_laion_clap,
-    gives=frozenset({"embeddings", "caption_embeddings"}),
+    gives=frozenset({"embeddings", "caption_embeddings", "prompt_embeddings"}),
     sources=SOURCES,
     companions=("roberta-base",),
 )

@@ -14,6 +14,7 @@ from evaluation.listening.analysis import (
     analyse,
     mean_with_interval,
     payment_decisions,
+    rating_rows,
     results_table,
     screen,
 )
@@ -186,3 +187,15 @@ def test_unfinished_batches_do_not_count_and_few_raters_are_told(answers):
     assert results["questions"]["OVL"]["differences"]["real - thin"]["mean"] == 1
     text = results_table(results)
     assert "muddy" in text and f"1 × {FAILED_CHECKS}" in text and "fewer than 10 raters" in text
+
+
+def test_ratings_that_count_are_written_without_names():
+    test = big_test(6)
+    answers = simulate(test, 3, seed=0)
+    rows = rating_rows(test, answers, {})
+    assert {row["rater"] for row in rows} == {1, 2, 3} and {row["system"] for row in rows} == set(MEANS)
+    first = rows[0]
+    assert list(first) == ["file", "system", "question", "rating", "rater"] and first["question"] == "OVL"
+    results = analyse(test, answers, {})
+    good = [row["rating"] for row in rows if row["system"] == "good"]
+    assert np.mean(good) == pytest.approx(results["questions"]["OVL"]["systems"]["good"]["mean"])
