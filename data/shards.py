@@ -131,7 +131,7 @@ def check_replaceable(output: Path) -> None:
     if not output.is_dir():
         return
     names = sorted(path.name for path in output.iterdir())
-    pattern = r"index\.json|\d{6}\.tar" if "index.json" in names else "(?!)"
+    pattern = r"index\.json|members\.bin|\d{6}\.tar" if "index.json" in names else "(?!)"
     for name in names:
         if not re.fullmatch(pattern, name):
             raise UserError(f"{output} holds {name}, not only our shards; name another folder")

@@ -47,7 +47,7 @@ def test_same_clips_give_same_bytes_and_replace_what_was_there(tmp_path):
     assert (tmp_path / "by-1/000000.tar").read_bytes() == (tmp_path / "by-3/000000.tar").read_bytes()
     write_shards(some_clips(9), tmp_path / "by-1", clips_per_shard=3, num_workers=1)
     write_shards(some_clips(2), tmp_path / "by-1", num_workers=1)
-    assert sorted(p.name for p in (tmp_path / "by-1").iterdir()) == ["000000.tar", "index.json"]
+    assert sorted(p.name for p in (tmp_path / "by-1").iterdir()) == ["000000.tar", "index.json", "members.bin"]
     assert verify(tmp_path / "by-1")["num_clips"] == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["by-1", "by-3"]
 
