@@ -23,7 +23,7 @@ CROP_TRIES = 10  # draws before a silent crop is taken after all
 SEEKABLE = ("FLAC", "WAV", "WAVEX")  # libsndfile's names of formats whose seeks are exact
 SEEKABLE_SUFFIXES = ("flac", "wav")
 LONG_BYTES = 1 << 20  # of a member, above which it is read in pieces
-PIECE_BYTES = 1 << 15  # read at a time of a long one
+PIECE_BYTES = 1 << 14  # read at a time of a long one
 
 
 @dataclass

@@ -10,7 +10,9 @@ window one shard begins and one ends, and a batch draws from all K. With K = 1 t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from itertools import count, pairwise
 
 import numpy as np
@@ -19,7 +21,6 @@ from audioldm2_pl.seeds import seed_of
 from audioldm2_pl.shards.reader import ShardFolder
 
 ClipIndex = tuple[int, int, int, int]  # position, folder, shard, clip
-Block = tuple[int, np.ndarray]  # position of the first, and (n, 3) folder, shard and clip of those that follow
 TURNS = 8_192  # of folders drawn by weight that are looked up at a time
 
 
@@ -36,6 +37,31 @@ def select(folders: Sequence[ShardFolder], num_clips: int) -> None:
             before = after
 
 
+class Block:
+    """Clips that follow each other in the order from `position` on; which they are is found out where it is asked."""
+
+    def __init__(
+        self, position: int, length: int, make: Callable[[], np.ndarray], shards: Iterable[Sequence[int]] = ()
+    ):
+        self.position = position
+        self.length = length
+        self.make = make
+        self.known = shards
+
+    @cached_property
+    def clips(self) -> np.ndarray:
+        """(length, 3) folder, shard, clip."""
+        return self.make()
+
+    def shards(self) -> list[tuple[int, int]]:
+        """(folder, shard) of each shard, once."""
+        return list(dict.fromkeys((int(f), int(s)) for f, s in self.known or self.clips[:, :2].tolist()))
+
+    def __getitem__(self, cut: slice) -> Block:
+        """Without its first clips."""
+        return Block(self.position + cut.start, self.length - cut.start, lambda: self.clips[cut], self.known)
+
+
 class Epoch:
     """The windows of one epoch over shards of these sizes, `interleave` of them at a time."""
 
@@ -43,34 +69,33 @@ class Epoch:
         self.seed = (seed, epoch)
         self.interleave = min(interleave, len(sizes))
         self.order = np.random.default_rng(self.seed).permutation(len(sizes))  # (S,) shards
-        self.bounds = (
-            np.outer(sizes, np.arange(self.interleave + 1)) // self.interleave
-        )  # (S, K + 1) of a shard's shares
+        self.bounds = np.outer(sizes, np.arange(self.interleave + 1)) // self.interleave  # (S, K + 1) of its shares
         shares = np.diff(self.bounds[self.order])  # (S, K)
-        self.lengths = np.sum(
-            [np.roll(shares[:, k], k) for k in range(self.interleave)], axis=0
-        )  # (S,) clips of each window
-        self.shuffled: dict[int, np.ndarray] = {}  # shard -> its clips
+        self.lengths = np.sum([np.roll(shares[:, k], k) for k in range(self.interleave)], axis=0)  # (S,) of the windows
+        self.shuffled: OrderedDict[int, np.ndarray] = OrderedDict()  # shard -> its clips
+
+    def shards(self, number: int) -> np.ndarray:
+        """(K,) those of a window, the one that begins first."""
+        return self.order[number - np.arange(self.interleave)]
 
     def window(self, number: int) -> np.ndarray:
         """(n, 2) shard and clip."""
-        parts = []
-        for share in range(self.interleave):
-            shard = int(self.order[number - share])
+        parts, shards = [], self.shards(number)
+        for share, shard in enumerate(shards.tolist()):
             begin, end = self.bounds[shard, share : share + 2]
-            clips = self.shuffled_clips(shard)[begin:end]
-            parts.append(np.stack([np.full(len(clips), shard), clips], axis=1))
-            if share == self.interleave - 1:
-                del self.shuffled[shard]
+            parts.append(self.shuffled_clips(shard)[begin:end])
+        window = np.stack([np.repeat(shards, [len(part) for part in parts]), np.concatenate(parts)], axis=1)
         if self.interleave == 1:
-            return parts[0]
-        window = np.concatenate(parts)
+            return window
         return window[np.random.default_rng((*self.seed, number, 1)).permutation(len(window))]
 
     def shuffled_clips(self, shard: int) -> np.ndarray:
         """(n,) a shard's clips in the order in which this epoch reads them."""
         if shard not in self.shuffled:
             self.shuffled[shard] = np.random.default_rng((*self.seed, shard)).permutation(self.bounds[shard, -1])
+            if len(self.shuffled) > self.interleave + 1:
+                self.shuffled.popitem(last=False)
+        self.shuffled.move_to_end(shard)
         return self.shuffled[shard]
 
 
@@ -78,15 +103,21 @@ def endless_blocks(folders: Sequence[ShardFolder], seed: int, start: int, interl
     """The windows from position `start` on, for ever, each epoch over the shards of all folders."""
     places = np.array([(f, s) for f, folder in enumerate(folders) for s in range(len(folder.counts))])  # (S, 2)
     sizes = np.array([size for folder in folders for size in folder.selected])
+
+    def clips(epoch: Epoch, number: int) -> np.ndarray:
+        window = epoch.window(number)
+        return np.concatenate([places[window[:, 0]], window[:, 1:]], axis=1)  # (n, 3)
+
     first, skip = divmod(start, int(sizes.sum()))
     for number in count(first):
         epoch = Epoch(sizes, seed, number, interleave)
         ends = np.cumsum(epoch.lengths)
         for w in range(int(np.searchsorted(ends, skip, "right")), len(ends)):
-            begin = int(ends[w] - epoch.lengths[w])
-            cut = max(0, skip - begin)
-            window = epoch.window(w)[cut:]
-            yield number * int(ends[-1]) + begin + cut, np.concatenate([places[window[:, 0]], window[:, 1:]], axis=1)
+            length = int(epoch.lengths[w])
+            begin = int(ends[w]) - length
+            position = number * int(ends[-1]) + begin
+            block = Block(position, length, partial(clips, epoch, w), places[epoch.shards(w)].tolist())
+            yield block[max(0, skip - begin) :]
         skip = 0
 
 
@@ -113,7 +144,7 @@ def weighted_blocks(
             for f, order in enumerate(orders):
                 own = block[:, 0] == f
                 block[own, 1:] = order.take(int(own.sum()))
-            yield epoch * length + begin, block
+            yield Block(epoch * length + begin, len(block), partial(np.asarray, block))
         skip = 0
         draws = draw_folders(turns, seed, epoch + 1)
 
@@ -129,7 +160,7 @@ class Taken:
         """(num_clips, 2) shard and clip."""
         parts = [self.rest]
         while sum(map(len, parts)) < num_clips:
-            parts.append(next(self.blocks)[1][:, 1:])
+            parts.append(next(self.blocks).clips[:, 1:])
         clips = np.concatenate(parts)
         self.rest = clips[num_clips:]
         return clips[:num_clips]
@@ -145,12 +176,17 @@ def storage_blocks(folders: Sequence[ShardFolder]) -> Iterator[Block]:
     position = 0
     for f, folder in enumerate(folders):
         for s, size in enumerate(folder.selected):
-            yield position, np.stack([np.full(size, f), np.full(size, s), np.arange(size)], axis=1)
+            yield Block(position, size, partial(stored_clips, f, s, size), [(f, s)])
             position += size
+
+
+def stored_clips(folder: int, shard: int, size: int) -> np.ndarray:
+    """(size, 3) folder, shard, clip."""
+    return np.stack([np.full(size, folder), np.full(size, shard), np.arange(size)], axis=1)
 
 
 def each_clip(blocks: Iterator[Block]) -> Iterator[ClipIndex]:
     """The clips of blocks one by one."""
-    for position, block in blocks:
-        for k, (f, s, clip) in enumerate(block.tolist()):
-            yield position + k, f, s, clip
+    for block in blocks:
+        for k, (f, s, clip) in enumerate(block.clips.tolist()):
+            yield block.position + k, f, s, clip

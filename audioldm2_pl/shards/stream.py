@@ -74,18 +74,18 @@ class ClipStream(IterableDataset):
         """Every rank takes each world_size-th clip, and its workers whole batches of these by turns."""
         start = self.start or 0
         steps = -(-sum(map(len, self.folders)) // self.world_size)
-        for first, block in self.fetched_ahead():
-            positions = first + np.arange(len(block))
+        for block in self.fetched_ahead():
+            positions = block.position + np.arange(block.length)
             own, rest = np.divmod(positions - start, self.world_size)
             mine = (rest == self.rank) & (own // self.batch_size % num_workers == worker)
             for k in np.flatnonzero(mine):
                 if self.validation and own[k] >= steps:
                     return
-                index = block[k].tolist()
+                index = block.clips[k].tolist()
                 clip = self.load(int(positions[k]), *index) or self.replacement(int(positions[k]))
                 if clip:
                     yield clip
-            if self.validation and first + len(block) >= steps * self.world_size:
+            if self.validation and block.position + block.length >= steps * self.world_size:
                 return
 
     def blocks(self, start: int) -> Iterator[Block]:
@@ -106,18 +106,17 @@ class ClipStream(IterableDataset):
             return
         num_ahead = BATCHES_AHEAD * self.batch_size * self.world_size
         later, reached, wanted = self.blocks(start), start, set()
-        for first, block in self.blocks(start):
-            end = first + len(block)
+        for block in self.blocks(start):
             # the next block, and more where a block is less than the batches ahead
-            while reached <= end + (num_ahead if num_ahead > len(block) else 0):
+            enough = block.position + block.length + (num_ahead if num_ahead > block.length else 0)
+            while reached <= enough:
                 if (following := next(later, None)) is None:
                     break
-                places = list(dict.fromkeys(map(tuple, following[1][:, :2].tolist())))
-                for f, shard in places:
+                for f, shard in following.shards():
                     if (f, shard) not in wanted:
                         self.folders[f].prefetch(shard)
-                wanted, reached = set(places), following[0] + len(following[1])
-            yield first, block
+                wanted, reached = set(following.shards()), following.position + following.length
+            yield block
 
     def load(self, position: int, f: int, shard: int, clip: int) -> dict[str, Any] | None:
         """A clip as it is trained on at `position`; None for a bad one, which is quarantined."""
@@ -175,15 +174,16 @@ class ClipStream(IterableDataset):
 def repeated(folders: Sequence[ShardFolder]) -> Iterator[Block]:
     """Storage order over and over."""
     for turn in count():
-        yield from ((turn * sum(map(len, folders)) + position, block) for position, block in storage_blocks(folders))
+        for block in storage_blocks(folders):
+            block.position += turn * sum(map(len, folders))
+            yield block
 
 
 def after(start: int, blocks: Iterator[Block]) -> Iterator[Block]:
     """The blocks from a position on."""
-    for position, block in blocks:
-        if position + len(block) > start:
-            cut = max(0, start - position)
-            yield position + cut, block[cut:]
+    for block in blocks:
+        if block.position + block.length > start:
+            yield block[max(0, start - block.position) :]
 
 
 def collate(clips: list[dict[str, Any]]) -> dict[str, Any]:
