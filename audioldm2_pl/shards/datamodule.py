@@ -122,6 +122,7 @@ class AudioShards(L.LightningDataModule):
         ]
         wanted = sum(sum(group[-num_shards:]) for group in sizes) / 2**30
         if wanted > self.data.cache_gib:
+            num_shards = min(num_shards, max(map(len, sizes)))
             raise UserError(
                 f"data.cache_gib={self.data.cache_gib:g}: the {num_shards} shards that are read and fetched at a time "
                 f"take {wanted:.3g} GiB; give it that much, or lower data.interleave_shards"
