@@ -3,14 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo student abilities test lint docs esc10 copy-synthesis parity bench bench-eval bench-data bench-serve gpu clean
+.PHONY: setup demo student abilities test lint docs esc10 copy-synthesis parity bench bench-eval bench-data bench-order bench-serve gpu clean
 
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,speech,video,ray,adapters,serve,docs,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,aesthetics,speaker,speech,video,ray,adapters,serve,docs,dev]"
 	touch $@
 
 # Synthetic sounds -> all stages -> report: runs/demo/report/report.html
@@ -70,6 +70,10 @@ bench-eval: .venv/.ready
 # Clips a second and core of the reader beside bare decoding and a map-style dataset: docs/results/bench_data.json (minutes)
 bench-data: .venv/.ready
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/reader.py
+
+# The order of 512 ranks with 8 workers each over 2,000 shards, without GPUs: docs/results/bench_order.json (minutes)
+bench-order: .venv/.ready
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/reader_simulation.py
 
 # 20 clients of `audioldm2 serve` on the demo's model for 5 minutes: docs/results/bench_serve.json
 bench-serve: .venv/.ready

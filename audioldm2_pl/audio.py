@@ -93,6 +93,8 @@ SILENT_PEAK = 1e-4  # -80 dB: a channel whose peak is below this holds no sound
 
 def choose_channel(waveform: np.ndarray) -> np.ndarray:
     """(T, channels) => (T,): the first channel, as the authors take it, or the loudest where the first is silent."""
+    if waveform.shape[1] == 1:
+        return waveform[:, 0]
     peaks = np.abs(waveform).max(axis=0, initial=0.0)  # (channels,)
     return waveform[:, 0 if peaks[0] > SILENT_PEAK else int(peaks.argmax())]
 

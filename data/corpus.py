@@ -13,7 +13,7 @@ from audioldm2_pl.errors import UserError, run_tool
 
 from .engines import ENGINES
 from .leakage import excluded_ids, without_ids
-from .shards import Clip, ShardOptions, summary, write_shards
+from .shards import SHUFFLE_CLIPS, Clip, ShardOptions, summary, write_shards
 
 EXCLUDE_HELP = (
     "lists of evaluation clips that must not be trained on: AudioCaps test.csv and val.csv, MusicCaps' CSV, WavCaps' "
@@ -101,10 +101,16 @@ def add_shard_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", dest="num_workers", type=int, metavar="N", help="processes (default: one per core)"
     )
+    parser.add_argument(
+        "--shuffle", type=int, default=SHUFFLE_CLIPS, metavar="N",
+        help="spread a train split's clips over its shards, holding back N of them; 0 keeps their order",
+    )  # fmt: skip
     parser.add_argument("--engine", choices=sorted(ENGINES), default="local", help="ray: on a cluster (RAY_ADDRESS)")
 
 
 def write_split(clips: Iterable[Clip], output: Path, arguments: argparse.Namespace, total: int) -> None:
     """Writes and reports one split of `total` clips, with the options of `add_shard_options`."""
     options = {option.name: getattr(arguments, option.name) for option in fields(ShardOptions)}
+    if output.name != "train":
+        options["shuffle"] = 0
     print(summary(output, write_shards(clips, output, total, **options)))

@@ -138,7 +138,7 @@ class ShardBatches(IterableDataset):
         for number in numbers:
             try:
                 clip = self.stream.folders[f].load_audible(shard, number)
-                waveform = self.stream.prepare(clip, number)["waveform"]
+                waveform = self.stream.prepare(clip, self.stream.rng(number))["waveform"]
             except BadClip as bad:
                 batch["bad"][number] = (bad.key, bad.reason)
                 continue

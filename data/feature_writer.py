@@ -12,9 +12,11 @@ import numpy as np
 from audioldm2_pl.atomic import write_text
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.shards.encoded import bad_members, members_of
-from audioldm2_pl.shards.reader import SHARD_FORMAT, ShardFolder
+from audioldm2_pl.shards.format import SHARD_FORMAT
+from audioldm2_pl.shards.members import pack
+from audioldm2_pl.shards.reader import ShardFolder
 
-from .writer import TarWriter, write_index
+from .writer import TarWriter, write_index, write_members
 
 DTYPES = {"float16": np.float16, "float32": np.float32}
 
@@ -38,6 +40,10 @@ class FeatureFolder:
         """The shard of sound that features are of."""
         entry = self.entries[shard]
         return {"source_sha256": entry.get("sha256"), "num_clips": entry["num_clips"]}
+
+    def members_path(self, shard: int) -> Path:
+        """Where a shard's members lie, until all shards' do in one file."""
+        return self.path / f".{self.entries[shard]['name']}.members"
 
     def note(self, shard: int) -> dict[str, Any] | None:
         """The note of a shard that is whole and of this provenance; None for one that has yet to be written."""
@@ -85,7 +91,8 @@ class FeatureFolder:
             {key: entry[key] for key in ("name", "num_clips")}
             | {"seconds": entry.get("seconds", 0.0), "source_sha256": entry.get("sha256")}
             | {key: note[key] for key in ("sha256", "bytes", "bad")}
-            for entry, note in zip(self.entries, notes)
+            | place
+            for entry, note, place in zip(self.entries, notes, self.join_members())
         ]
         names = ("sample_rate", "num_clips", "seconds", "longest_seconds")
         index = {key: self.source.index[key] for key in names if key in self.source.index}
@@ -98,6 +105,11 @@ class FeatureFolder:
                 path.unlink()
         for shard in range(len(shards)):
             self.note_path(shard).unlink()
+            self.members_path(shard).unlink(missing_ok=True)
+
+    def join_members(self) -> list[dict[str, Any]]:
+        paths = [self.members_path(shard) for shard in range(len(self.entries))]
+        return write_members(self.path, [path.read_bytes() if path.is_file() else None for path in paths])
 
     def summary(self, is_new: bool) -> str:
         index = self.read_index()
@@ -162,5 +174,6 @@ class FeatureWriter(L.Callback):
             "bad": bad,
         }
         folder.note_path(shard).unlink(missing_ok=True)  # a note never stands beside another shard's tar
+        folder.members_path(shard).write_bytes(pack(tar.clips))
         tar.path.replace(folder.shard_path(shard))
         write_text(folder.note_path(shard), json.dumps(note))

@@ -4,9 +4,9 @@
     python -m data.index 'https://server/train-{000..099}.tar' --output shards/train --caption-key prompt
 
 TARS are files, folders of them, or patterns with {000..099}, {a,b} and *; local, http(s):// or s3://. Clips have a
-sound (flac, wav, mp3, ogg, opus) and a text: json, txt or cls; or a sound alone. `index.json` is written beside the
-shards; for shards on a server, or where nothing can be written, to the folder OUTPUT, which then stands in
-`data.train`. `audioldm2_pl/shards/format.py` lists its fields.
+sound (flac, wav, mp3, ogg, opus) and a text: json, txt or cls; or a sound alone. `index.json`, and `members.bin` with
+the places of all clips, are written beside the shards; for shards on a server, or where nothing can be written, to the
+folder OUTPUT, which then stands in `data.train`. `audioldm2_pl/shards/format.py` lists the fields.
 
 Every shard is read once: the number and lengths of its clips are counted, and what cannot be read is told. Clips that
 are damaged inside stay in the index, and training passes over them.
@@ -34,21 +34,20 @@ from audioldm2_pl.shards.format import (
     SHARD_FORMAT,
     SOUNDS,
     TEXTS,
-    TWICE,
     BadClip,
-    Members,
     check_index,
     decode_json,
     picture_suffixes,
     read_members,
 )
+from audioldm2_pl.shards.members import TWICE, Members, MemberTable, pack
 from audioldm2_pl.shards.reader import ShardFolder
 from audioldm2_pl.shards.remote import is_remote
 
 from .annotations import COLUMNS, texts_of
 from .engines import count_cores, local
 from .shard_patterns import find_tars
-from .writer import write_index
+from .writer import write_index, write_members
 
 WRITER = "data.index"  # stands in the indexes that may be replaced
 BLOCK = 1 << 20  # bytes read at a time
@@ -71,12 +70,18 @@ class ForeignShards(ShardFolder):
     def members(self, shard: int, last_dot: bool) -> dict[str, Members]:
         return read_members(self.open(shard), self.shard_path(shard), last_dot)
 
+    def kept(self, contents: "ShardContents", entry: dict[str, Any]) -> bytes:
+        """The block of a shard's clips that training reads."""
+        return pack(self.counted(MemberTable(contents.block), entry["num_clips"], entry["name"]))
+
 
 @dataclass
 class ShardContents:
     """What one shard holds."""
 
     sha256: str = ""
+    num_bytes: int = 0
+    block: bytes = b""  # of members.bin, with all that may be clips
     keys: list[str] = field(default_factory=list)  # of the clips with a sound
     seconds: dict[str, float] = field(default_factory=dict)  # by key, of those that can be read
     rates: set[int] = field(default_factory=set)  # Hz
@@ -95,12 +100,13 @@ def read_shard(split: ForeignShards, shard: int) -> ShardContents:
     while block := os.pread(descriptor, BLOCK, offset):
         offset += len(block)
         digest.update(block)
-    contents.sha256 = digest.hexdigest()
+    contents.sha256, contents.num_bytes = digest.hexdigest(), offset
     try:
         clips = split.members(shard, split.made["last_dot"])
     except UserError as error:  # it carries pickles
         contents.fault = str(error)
         return contents
+    contents.block = pack(clips.items())
     for key, members in clips.items():
         read_clip(split, shard, key, members, contents)
     if not contents.seconds:
@@ -193,7 +199,8 @@ def choose_caption(found: Sequence[ShardContents], caption_key: str | None) -> t
 
 
 def index_shards(location: str, names: Sequence[str], caption_key: str | None, num_workers: int) -> dict[str, Any]:
-    """The index of shards in one folder or at one URL; prints what was found, and on stderr what cannot be used."""
+    """The index of shards in one folder or at one URL, with their "blocks" of members.bin; prints what was found, and
+    on stderr what cannot be used."""
     split = ForeignShards(location, names)
     split.made["last_dot"] = choose_dot(split)
     shards = local(partial(read_shard, split), range(len(names)), min(num_workers, len(names)))
@@ -207,6 +214,7 @@ def index_shards(location: str, names: Sequence[str], caption_key: str | None, n
     for line in [contents.fault for contents in results.values() if contents.fault] + faults_of(found, without_text):
         print(f"warning: {' '.join(str(line).split())}", file=sys.stderr)
     entries = [entry_of(name, contents, without_text) for name, contents in found.items()]
+    split.made["without_text"] = without_text
     rates = set.union(*(contents.rates for contents in found.values()))
     index = {
         "format": SHARD_FORMAT,
@@ -215,6 +223,7 @@ def index_shards(location: str, names: Sequence[str], caption_key: str | None, n
         "seconds": round(sum(entry["seconds"] for entry in entries), 3),
         "longest_seconds": max(entry["longest_seconds"] for entry in entries),
         "shards": entries,
+        "blocks": [split.kept(contents, entry) for contents, entry in zip(found.values(), entries)],
         **({"sample_rate": rates.pop()} if len(rates) == 1 else {}),
         **({"caption_key": key} if key else {}),
         **{
@@ -242,6 +251,7 @@ def entry_of(name: str, contents: ShardContents, without_text: bool) -> dict[str
         "seconds": round(sum(seconds), 3),
         "longest_seconds": round(max(seconds, default=0.0), 3),
         "sha256": contents.sha256,
+        "bytes": contents.num_bytes,
         **({"num_pictures": num_pictures} if num_pictures else {}),
     }
 
@@ -288,6 +298,9 @@ def write_indexes(arguments: argparse.Namespace) -> None:
         index = index_shards(location, found[location], arguments.caption_key, num_workers)
         if is_remote(location) or folder.resolve() != Path(location).resolve():
             index["location"] = location
+        folder.mkdir(parents=True, exist_ok=True)
+        for entry, place in zip(index["shards"], write_members(folder, index.pop("blocks"))):
+            entry |= place
         write_index(folder, index)
         print(f"wrote {folder}/index.json; train with data.train=[{folder}]")
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from audioldm2_pl.atomic import locked, write_text
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.shards.members import MEMBERS_FILE
 
 
 class Journal:
@@ -72,7 +73,7 @@ class Journal:
         self.lines = list(lines)
         rows = [{"settings": self.settings}, *self.lines]
         write_text(self.path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
-        names = {line["shard"]["name"] for line in self.lines}
+        names = {MEMBERS_FILE, *(line["shard"]["name"] for line in self.lines)}
         for path in self.folder.iterdir():
             if path.name not in names:
                 path.unlink()

@@ -34,6 +34,8 @@ from .writer import EncodedClip, SplitWriter, write_index
 
 SHARD_GIB = 1.0  # some 7,000 clips of 10 s
 CLIPS_PER_TASK = 4  # that a worker gets at a time: passing clips on costs little, and a long one holds up few
+SHUFFLE_CLIPS = 65_536  # that the command line holds back for a train split, some 100 MB
+SHUFFLE_BYTES = 1 << 30  # of waveforms at most
 MAX_LISTED = 10  # clips left out, and clips changed, that the terminal shows; index.json holds them all
 LOUD_PEAK = 2.0  # a peak that no lossy codec's overshoot reaches: the file's level is another than it seems
 LOST_TEXT = re.compile("[\x00\ufffd\ud800-\udfff]")  # what a wrong encoding leaves in a text
@@ -77,15 +79,18 @@ class ShardOptions:
     clips_per_shard: int | None = None  # or at so many clips
     num_workers: int | None = None  # processes that read and encode; None: one per core
     engine: str = "local"  # of these processes, a name of ENGINES
+    shuffle: int = 0  # clips that are held back and drawn from at random, so that they are spread over the shards
 
     def __post_init__(self) -> None:
         counts = (self.sample_rate, self.clips_per_shard, self.num_workers)
         if any(count is not None and count < 1 for count in counts) or not self.shard_gib > 0:
             raise UserError("the sample rate, size of a shard, clips a shard and workers are above 0")
+        if self.shuffle < 0:
+            raise UserError("the clips that are shuffled are 0 or more")
 
     def journal_header(self) -> dict[str, Any]:
         """What the bytes of the shards depend on: another encoder or resampler may give others."""
-        names = ("sample_rate", "shard_gib", "clips_per_shard")
+        names = ("sample_rate", "shard_gib", "clips_per_shard", "shuffle")
         libraries = [soundfile.__version__, soundfile.__libsndfile_version__, soxr.__version__, np.__version__]
         return {"format": SHARD_FORMAT, "libraries": libraries} | {name: getattr(self, name) for name in names}
 
@@ -109,7 +114,12 @@ def write_shards(clips: Iterable[Clip], output: str | Path, total: int | None = 
     started = time.monotonic()
     with Journal(output, options.journal_header()) as journal:
         split = SplitWriter(journal, round(options.shard_gib * 2**30), options.clips_per_shard)
-        _fill(split, clips, lambda batches: ENGINES[options.engine](encode, batches, num_cores), total)
+        _fill(
+            split,
+            shuffled(_checked(clips), options.shuffle),
+            lambda batches: ENGINES[options.engine](encode, batches, num_cores),
+            total,
+        )
         index = split.index(options.sample_rate)
         if not index["num_clips"]:
             reason = index["skipped"][0]["reason"] if index["skipped"] else "the corpus has no clips"
@@ -131,7 +141,7 @@ def check_replaceable(output: Path) -> None:
     if not output.is_dir():
         return
     names = sorted(path.name for path in output.iterdir())
-    pattern = r"index\.json|\d{6}\.tar" if "index.json" in names else "(?!)"
+    pattern = r"index\.json|members\.bin|\d{6}\.tar" if "index.json" in names else "(?!)"
     for name in names:
         if not re.fullmatch(pattern, name):
             raise UserError(f"{output} holds {name}, not only our shards; name another folder")
@@ -144,7 +154,7 @@ def _fill(
     total: int | None,
 ) -> None:
     """Writes all clips that the journal's finished shards do not hold yet; `run` encodes batch after batch."""
-    remaining = split.journal.remaining(_checked(clips))
+    remaining = split.journal.remaining(clips)
     pending: deque[tuple[str, bytes]] = deque()  # key and fingerprint of the clips that are being encoded
 
     def batches() -> Iterator[list[Clip]]:
@@ -176,6 +186,26 @@ def _checked(clips: Iterable[Clip]) -> Iterator[Clip]:
             if number == 1
             else replace(clip, key=key, changed=[*clip.changed, f"numbered: {clip.key} is another clip's key"])
         )
+
+
+def shuffled(clips: Iterable[Clip], num_held: int) -> Iterator[Clip]:
+    """Every clip once: each time one at random of those held, `num_held` or so many as hold SHUFFLE_BYTES of sound.
+
+    The order follows from the number of clips alone; with as many held as there are it is any.
+    """
+    rng = np.random.default_rng(0)
+    held: list[Clip] = []
+    num_bytes = 0
+    for clip in clips:
+        held.append(clip)
+        num_bytes += 0 if clip.waveform is None else clip.waveform.nbytes
+        if len(held) > num_held or num_bytes > SHUFFLE_BYTES:
+            chosen = int(rng.integers(len(held)))
+            held[chosen], held[-1] = held[-1], held[chosen]
+            num_bytes -= 0 if held[-1].waveform is None else held[-1].waveform.nbytes
+            yield held.pop()
+    for chosen in rng.permutation(len(held)).tolist():
+        yield held[chosen]
 
 
 def _encode_batch(clips: list[Clip], sample_rate: int) -> list[EncodedClip | str]:

@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=2.56, metavar="S", help="of a clip")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     add_shard_options(parser)
-    # Training shuffles shards, then clips within one: several small shards mix a small corpus better.
+    # Training draws from several shards at a time: small ones mix a small corpus better.
     parser.set_defaults(clips_per_shard=CLIPS_PER_SHARD)
     arguments = parser.parse_args(argv)
 

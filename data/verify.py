@@ -19,6 +19,7 @@ from audioldm2_pl.atomic import update_from
 from audioldm2_pl.errors import UserError, run_tool
 from audioldm2_pl.shards.encoded import EncodedFolder
 from audioldm2_pl.shards.format import BadClip, warn_unread_caption
+from audioldm2_pl.shards.members import MEMBERS_FILE
 from audioldm2_pl.shards.reader import ShardFolder
 
 from .engines import count_cores, local
@@ -55,7 +56,7 @@ def _faults(split: ShardFolder, num_workers: int) -> Iterator[str]:
         total = sum(shard.get(name, 0) for shard in index["shards"])
         if abs(index.get(name, total) - total) > 0.002:
             yield f"{folder}/index.json: {name} {index.get(name)}, its shards have {total:g}; write the shards again"
-    names = {"index.json", *(shard["name"] for shard in index["shards"])}
+    names = {"index.json", MEMBERS_FILE, *(shard["name"] for shard in index["shards"])}
     for path in sorted(folder.iterdir()):
         if path.name not in names and "writer" not in index:  # beside other writers' shards may lie anything
             yield f"{path} is not in index.json; remove it"
@@ -72,9 +73,13 @@ def shard_fault(split: ShardFolder, shard: int) -> str | None:
     update_from(digest, path)
     if entry.get("sha256") not in (None, digest.hexdigest()):
         return f"{path} is not what index.json describes; write the shards again"
+    if "members" in entry and split.stored_table(shard) is None:
+        return f"{split.path}/{MEMBERS_FILE} is not what index.json describes; write the shards again"
     noted = {bad["clip"] for bad in entry.get("bad", ())}
     seconds, num_pictures = 0.0, 0
     try:
+        if list(split.table(shard)) != split.find_clips(shard):
+            return f"{split.path}/{MEMBERS_FILE} has other places than the headers of {path}; write the shards again"
         for number in range(split.counts[shard]):
             if number not in noted:
                 clip = split.load_audible(shard, number, with_images=True)

@@ -5,12 +5,15 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from audioldm2_pl.atomic import write_text
-from audioldm2_pl.shards.reader import SHARD_FORMAT
+from audioldm2_pl.atomic import write_text, written_whole
+from audioldm2_pl.shards.format import SHARD_FORMAT, split_name
+from audioldm2_pl.shards.members import MEMBERS_FILE, Members, pack
+from audioldm2_pl.shards.tar import whole_blocks
 
 from .journal import Journal
 
@@ -43,6 +46,7 @@ class TarWriter:
         self.path = path
         self.file = path.open("wb")
         self.digest = hashlib.sha256()
+        self.clips: list[tuple[str | None, Members]] = []  # where their members lie
         self.archive = tarfile.open(fileobj=self, mode="w")  # type: ignore[call-overload]  # noqa: SIM115
 
     def write(self, block: bytes) -> int:
@@ -54,10 +58,14 @@ class TarWriter:
 
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
         """Adds a clip by its members' suffixes."""
+        places: Members = {}
         for suffix, content in members.items():
             member = tarfile.TarInfo(f"{key}.{suffix}")  # with time, owner and group at zero
             member.size = len(content)
             self.archive.addfile(member, io.BytesIO(content))
+            name, suffix = split_name(member.name)
+            places[suffix] = (self.tell() - whole_blocks(len(content)), len(content))
+        self.clips.append((name, places))
         self.archive.members.clear()  # tarfile would keep a name for every member
 
     def close(self) -> tuple[int, str]:
@@ -68,6 +76,27 @@ class TarWriter:
         size = self.tell()
         self.file.close()
         return size, self.digest.hexdigest()
+
+
+def write_members(folder: Path, blocks: Sequence[bytes | None]) -> list[dict[str, Any]]:
+    """Writes members.bin; returns of each shard what its entry in index.json says of its block, nothing without one."""
+    places, offset = [], 0
+    with written_whole(folder / MEMBERS_FILE) as part, part.open("wb") as file:
+        for block in blocks:
+            places.append({} if block is None else {"members": [offset, len(block), zlib.crc32(block)]})
+            offset += file.write(block or b"")
+    return places
+
+
+def append_members(path: Path, block: bytes, offset: int) -> list[int]:
+    """Writes a shard's block to members.bin from `offset` on, which ends there; returns what index.json says of it."""
+    with path.open("r+b" if path.exists() else "wb") as file:
+        file.truncate(offset)
+        file.seek(offset)
+        file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    return [offset, len(block), zlib.crc32(block)]
 
 
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
@@ -112,8 +141,11 @@ class SplitWriter:
         if self.tar is None:
             return
         size, sha256 = self.tar.close()
+        end = max((sum(line["shard"].get("members", [0])[:2]) for line in self.journal.lines), default=0)
         entry = {
             "name": self.tar.path.name,
+            "bytes": size,
+            "members": append_members(self.journal.folder / MEMBERS_FILE, pack(self.tar.clips), end),
             "num_clips": len(self.lengths),
             "seconds": round(sum(self.lengths), 3),
             "longest_seconds": round(max(self.lengths), 3),

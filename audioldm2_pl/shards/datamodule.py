@@ -30,6 +30,7 @@ from audioldm2_pl.shards.reader import ShardFolder
 from audioldm2_pl.shards.remote import CACHE_GIB, RemoteFolder, is_remote
 from audioldm2_pl.shards.stream import ClipLoader, ClipStream, collate, outlive_signals
 
+OPEN_SHARDS = 256  # files of all folders together that a process keeps open
 STORAGE_BATCH = 16  # clips of a batch in storage order: one number for all stages, which share what they make of them
 
 
@@ -44,13 +45,14 @@ class DataConfig:
     test: str | None = None  # folder of the held-out split: validation and the report
     judge: str | None = None  # folder of the split that trains the report's sound classifier
     num_workers: int = bounded(0, ge=0, le=1_024)  # processes that decode; 0 decodes in the training process
+    interleave_shards: int = bounded(32, ge=1, le=512)  # read at a time, with weights of each folder
     weights: list[float] = bounded(list, gt=0)  # of the train folders' draws; empty: each clip once an epoch
     encoded: list[str] = field(default_factory=list)  # of each train folder its features, from python -m data.encode
     max_bad_fraction: float = bounded(
         MAX_BAD_FRACTION, ge=0, le=1
     )  # of the clips; training stops when more cannot be used
     cache: str | None = None  # local folder for shards from URLs; null makes one in the temporary directory
-    cache_gib: float = bounded(CACHE_GIB, gt=0)  # what it may hold; two shards of each train folder at least
+    cache_gib: float = bounded(CACHE_GIB, gt=0)  # what it may hold; above interleave_shards shards at least
 
     def __post_init__(self) -> None:
         check_fields(self, "data.")
@@ -96,6 +98,7 @@ class AudioShards(L.LightningDataModule):
         self.num_samples = round((crop_seconds or audio.clip_seconds) * audio.sample_rate)
         self.train = [data.open(path) for path in data.train]
         for folder in self.train:
+            folder.num_open = max(2, OPEN_SHARDS // len(self.train))
             if not len(folder):
                 raise UserError(f"{folder.path}: holds no clips; take it out of data.train")
         self.quarantine = Quarantine(self.train, data.max_bad_fraction, quarantine)
@@ -103,8 +106,27 @@ class AudioShards(L.LightningDataModule):
         self.cached: Container[str] = ()  # ids of training clips whose sound the stage does not need
         self.images = False  # whether the stage reads the clips' pictures
         self.phonemize: Callable[[str], str] | None = None  # the stage reads "phonemes" of transcripts, made by this
+        self.interleave_shards = data.interleave_shards
+        self.check_cache()
         self.start = 0  # position of the next clip
         self.batches = 0  # that were trained on before it
+
+    def check_cache(self) -> None:
+        """UserError where the cache cannot hold the remote shards that are read at a time, and the next one."""
+        num_shards, groups = self.interleave_shards + 1, [self.train]
+        if self.data.weights:
+            groups = [[folder] for folder in self.train]
+        sizes = [
+            sorted(shard.get("bytes", 0) for folder in group if folder.remote for shard in folder.index["shards"])
+            for group in groups
+        ]
+        wanted = sum(sum(group[-num_shards:]) for group in sizes) / 2**30
+        if wanted > self.data.cache_gib:
+            num_shards = min(num_shards, max(map(len, sizes)))
+            raise UserError(
+                f"data.cache_gib={self.data.cache_gib:g}: the {num_shards} shards that are read and fetched at a time "
+                f"take {wanted:.3g} GiB; give it that much, or lower data.interleave_shards"
+            )
 
     def limit_clips(self, max_clips: int | None) -> None:
         """From now on only so many clips are read, of each shard its first. UserError where a folder gets none."""
@@ -117,6 +139,7 @@ class AudioShards(L.LightningDataModule):
     def clip_stream(self, **fields: Any) -> ClipStream:
         """The clips of training in storage order, each once, unless `fields` of `ClipStream` say otherwise."""
         own = {"folders": self.train, "quarantine": self.quarantine, "start": None, "weights": self.data.weights}
+        own |= {"interleave_shards": self.interleave_shards}
         own |= {
             name: getattr(self, name) for name in ("audio", "num_samples", "seed", "batch_size", "images", "phonemize")
         }
@@ -217,11 +240,12 @@ class AudioShards(L.LightningDataModule):
         assert self.trainer is not None
         batches = self.trainer.fit_loop.batch_idx + 1  # counts on from a run that was resumed
         since = (batches - self.batches) * self.batch_size * self.trainer.world_size
-        return {"position": self.start + since, "batches": batches}
+        return {"position": self.start + since, "batches": batches, "interleave_shards": self.interleave_shards}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The position is that of the order, whatever number of ranks took their share of it."""
         _, world_size = self.rank_and_world_size()
         self.start = state_dict["position"]
+        self.interleave_shards = state_dict.get("interleave_shards", 1)  # of a run that began before there were more
         # a state that does not count its batches is of as many ranks as there are now
         self.batches = state_dict.get("batches", self.start // (self.batch_size * world_size))

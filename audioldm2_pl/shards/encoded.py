@@ -34,7 +34,9 @@ from torch import Tensor
 from audioldm2_pl.atomic import update_from_folder
 from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.shards.format import BadClip, Members, captions_of, decode_array, decode_json
+from audioldm2_pl.shards.crop import Crop
+from audioldm2_pl.shards.format import BadClip, captions_of, decode_array, decode_json
+from audioldm2_pl.shards.members import Members
 from audioldm2_pl.shards.reader import ShardFolder
 from audioldm2_pl.shards.remote import RemoteFolder
 
@@ -91,7 +93,9 @@ class EncodedFolder(ShardFolder):
     def missing(self, members: Members) -> str | None:
         return None if "json" in members else "no json member"
 
-    def load(self, shard: int, clip: int, with_sound: bool = True, with_images: bool = False) -> dict[str, Any]:
+    def load(
+        self, shard: int, clip: int, with_sound: bool = True, with_images: bool = False, crop: Crop | None = None
+    ) -> dict[str, Any]:
         key, members = self.locate(shard, clip)
         about = self.fields(key, "json", self.content(shard, key, members["json"]))
         if "bad" in about:

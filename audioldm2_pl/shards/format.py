@@ -3,7 +3,10 @@
 A split is a folder of uncompressed tars and an index.json:
 
     {"format": 1, "sample_rate": 16000, "num_clips": N, "seconds": S, "longest_seconds": l,
-     "shards": [{"name": "000000.tar", "num_clips": n, "seconds": s, "sha256": "..."}]}
+     "shards": [{"name": "000000.tar", "num_clips": n, "seconds": s, "sha256": "...", "bytes": b, "members": [...]}]}
+
+`members.bin` beside it tells where each clip lies (see `members`); without it, or where a tar has another size than
+"bytes", the headers of the tar are read.
 
 A clip is two members, `<key>.flac` (16-bit mono) and `<key>.json` with "text" or "captions" (a list), and, where
 known, "transcript", "labels", "source", "licence", "start", "duration". Of other writers' shards wav, mp3, ogg and
@@ -41,7 +44,9 @@ from audioldm2_pl.audio import choose_channel
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.media import PICTURES, decode_picture
 from audioldm2_pl.mp3 import open_sound
-from audioldm2_pl.shards.tar import Span, read_entries
+from audioldm2_pl.shards.crop import Crop, read_part
+from audioldm2_pl.shards.members import TWICE, Members
+from audioldm2_pl.shards.tar import read_entries
 
 SHARD_FORMAT = 1  # of index.json
 SOUNDS = {  # suffix -> libsndfile's names of what it may hold; of several members the first here is read
@@ -61,9 +66,6 @@ MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 MAX_SAMPLES = 2**29  # of a clip's channels together: 3 h at 48 kHz, 2 GiB
 MAX_CLIPS = 10_000_000  # of a shard
 REFUSED = ("pickle", "pkl", "pyd", "pt", "pth")  # members that run code when they are loaded
-TWICE = (0, -1)  # for a member whose name comes several times in the tar
-
-Members = dict[str, Span]  # suffix -> where it lies in the tar
 
 
 class BadClip(Exception):
@@ -93,6 +95,11 @@ def check_index(index: dict[str, Any]) -> None:
         for name in ("seconds", "longest_seconds", "num_pictures"):
             if not entry.get(name, 0) >= 0:
                 raise ValueError(f"{name} {entry[name]}")
+    for shard in index["shards"]:
+        place = shard.get("members", [0, 0, 0])
+        numbers = [*place, shard.get("bytes", 0)]
+        if len(place) != 3 or any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
+            raise ValueError(f"{shard['name']}: members {place}, bytes {numbers[-1]!r}")
 
 
 def split_name(name: str, last_dot: bool = False) -> tuple[str, str]:
@@ -156,10 +163,8 @@ def warn_unread_caption(folder: str | Path, fields: dict[str, Any]) -> None:
         )
 
 
-def decode(suffix: str, content: bytes, longest_seconds: float) -> dict[str, Any]:
-    """The fields that a member holds. Whatever a decoder raises means that the bytes are damaged."""
-    if suffix in SOUNDS:
-        return decode_sound(suffix, content, longest_seconds)
+def decode(suffix: str, content: bytes) -> dict[str, Any]:
+    """The fields that a member holds that is no sound. Whatever a decoder raises means that the bytes are damaged."""
     if suffix == "json":
         return decode_json(content)
     if suffix == "txt":
@@ -180,9 +185,11 @@ def decode_array(content: bytes) -> np.ndarray:
     return array
 
 
-def decode_sound(suffix: str, content: bytes, longest_seconds: float) -> dict[str, Any]:
-    """{"waveform": float32 (T,), "sample_rate": Hz}"""
-    with open_sound(io.BytesIO(content)) as file:
+def decode_sound(
+    suffix: str, source: bytes | BinaryIO, longest_seconds: float, crop: Crop | None = None
+) -> dict[str, Any]:
+    """{"waveform": float32 (T,), the whole or a crop, "sample_rate": Hz}"""
+    with open_sound(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
         if file.format not in SOUNDS[suffix]:
             raise ValueError(f"holds {file.format}")
         if not MIN_RATE <= file.samplerate <= MAX_RATE:
@@ -191,10 +198,8 @@ def decode_sound(suffix: str, content: bytes, longest_seconds: float) -> dict[st
             raise ValueError(f"{file.frames} samples")
         if file.frames > (longest_seconds + 0.001) * file.samplerate:  # the index rounds to milliseconds
             raise ValueError(f"{file.frames / file.samplerate:.2f} s, longer than index.json says")
-        waveform = file.read(dtype="float32", always_2d=True)
-        if len(waveform) != file.frames:
-            raise ValueError(f"{len(waveform)} of {file.frames} samples")
-        return {"waveform": choose_channel(waveform), "sample_rate": file.samplerate}
+        waveform = crop.read(file) if crop else choose_channel(read_part(file, 0, file.frames))
+        return {"waveform": waveform, "sample_rate": file.samplerate}
 
 
 def decode_json(content: bytes) -> dict[str, Any]:

@@ -38,10 +38,6 @@ class Quarantine:
         self.own: set[tuple[str, int]] = set()  # what this process has met
         self.bad: dict[tuple[str, int], str] = {}  # what is known of all: (shard, clip) -> reason
 
-    def __contains__(self, clip: tuple[str, int]) -> bool:
-        """Whether this process has met the clip (shard's path, number) already."""
-        return clip in self.own
-
     def add(self, folder: ShardFolder, shard: int, clip: int, bad: BadClip) -> None:
         """Counts a clip. Raises UserError with which there are more than `max_bad_fraction`."""
         path = folder.shard_path(shard)

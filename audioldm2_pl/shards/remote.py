@@ -1,9 +1,9 @@
 """Shards on a server: http(s)://, by fsspec s3:// and what else it knows, and where allowed a shell command's output.
 
 A shard is fetched whole in one request, once a machine, to a bounded folder on its disk that all processes share, and
-the next shard of the order is fetched while this one is read. Clips are drawn in random order by every worker of
-every rank, and a tar has no table of contents: asking the server for single clips would cost a request a header
-for every worker before the first clip, and one a clip after that, where one request runs at the line's full speed.
+the next shard of the order is fetched while those before are read. Clips are drawn in random order by every worker of
+every rank: asking the server for single clips would cost a request a clip, where one request a shard runs at the
+line's full speed. Every machine reads from all shards, for the order of clips does not depend on how many there are.
 
 HTTP is the standard library's: fsspec's HTTP file throws away what it has received but not handed on when a connection
 breaks, and its event loop does not survive a fork into workers that are already reading. Proxies come from the usual

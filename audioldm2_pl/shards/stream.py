@@ -1,9 +1,12 @@
 """The clips of one rank in the order of training: drawn, cropped, levelled, collated.
 
-The order of the clips is a function of (seed, epoch): shards are shuffled, then the clips of each shard. Ranks and
-workers take that one order in strides. A position in it is all that a resumed run needs. A bad clip is replaced by the
-sound and text of the next good one in the order, so that batches stay full and every rank takes equal steps. In
-validation, too, and where the clips do not fill the ranks' last step, the first ones come once more.
+The order of the clips is a function of (seed, epoch) (see `order`). Ranks and workers take that one order in strides. A
+position in it is all that a resumed run needs. A bad clip is replaced by the sound and text of the next good one in the
+order, so that batches stay full and every rank takes equal steps. In validation, too, and where the clips do not fill
+the ranks' last step, the first ones come once more.
+
+Of a clip that is longer than the crop, FLAC or WAV, only the crop is read: it is left out where damage or silence is
+in the way there, and comes another time where it is not. What is in a crop follows from its position alone.
 """
 
 from __future__ import annotations
@@ -11,22 +14,22 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice, zip_longest
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from audioldm2_pl.audio import SILENT_PEAK, AudioConfig, prepare_clip
+from audioldm2_pl.audio import AudioConfig, prepare_clip
 from audioldm2_pl.errors import UserError, reason_of
+from audioldm2_pl.shards.crop import Crop
 from audioldm2_pl.shards.encoded import choose_caption, stack_features
 from audioldm2_pl.shards.format import BadClip, captions_of, warn_unread_caption
-from audioldm2_pl.shards.order import ClipIndex, endless_order, storage_order, weighted_order
+from audioldm2_pl.shards.order import Block, each_clip, endless_blocks, storage_blocks, weighted_blocks
 from audioldm2_pl.shards.quarantine import Quarantine
 from audioldm2_pl.shards.reader import ShardFolder
 
-CROP_TRIES = 10  # draws before a silent crop is taken after all
 GRACE_SECONDS = 30  # for which a worker outlives SIGTERM
 BATCHES_AHEAD = 4  # remote shards are fetched at least so many global batches before their clips are read
 
@@ -53,6 +56,7 @@ class ClipStream(IterableDataset):
     images: bool = False  # whether a picture comes along, one of the clip's at random
     phonemize: Callable[[str], str] | None = None  # transcript => "phonemes" that come along
     validation: bool = False
+    interleave_shards: int = 1  # that clips are drawn from at a time, with weights of each folder
 
     def __post_init__(self) -> None:
         self.quarantine = self.quarantine or Quarantine(self.folders)
@@ -68,78 +72,92 @@ class ClipStream(IterableDataset):
 
     def assigned(self, worker: int, num_workers: int) -> Iterator[dict[str, Any]]:
         """Every rank takes each world_size-th clip, and its workers whole batches of these by turns."""
-        first = self.start or 0
+        start = self.start or 0
         steps = -(-sum(map(len, self.folders)) // self.world_size)
-        for position, *index in islice(self.fetched_ahead(), steps * self.world_size if self.validation else None):
-            own, rest = divmod(position - first, self.world_size)
-            if rest == self.rank and own // self.batch_size % num_workers == worker:
-                clip = self.load(position, *index) or self.replacement(position)
+        for block in self.fetched_ahead():
+            positions = block.position + np.arange(block.length)
+            own, rest = np.divmod(positions - start, self.world_size)
+            mine = (rest == self.rank) & (own // self.batch_size % num_workers == worker)
+            for k in np.flatnonzero(mine):
+                if self.validation and own[k] >= steps:
+                    return
+                index = block.clips[k].tolist()
+                clip = self.load(int(positions[k]), *index) or self.replacement(int(positions[k]))
                 if clip:
                     yield clip
+            if self.validation and block.position + block.length >= steps * self.world_size:
+                return
 
-    def order(self, start: int) -> Iterator[ClipIndex]:
+    def blocks(self, start: int) -> Iterator[Block]:
+        """The order from a position on."""
         if self.validation:
-            return ((p, *index[1:]) for p, index in islice(enumerate(cycle(storage_order(self.folders))), start, None))
+            return after(start, repeated(self.folders))
         if self.start is None:
-            return islice(storage_order(self.folders), start, None)
+            return after(start, storage_blocks(self.folders))
         if self.weights:
-            return weighted_order(self.folders, self.weights, self.seed, start)
-        return endless_order(self.folders, self.seed, start)
+            return weighted_blocks(self.folders, self.weights, self.seed, start, self.interleave_shards)
+        return endless_blocks(self.folders, self.seed, start, self.interleave_shards)
 
-    def fetched_ahead(self) -> Iterator[ClipIndex]:
-        """The order; remote shards are fetched while the one before is read."""
+    def fetched_ahead(self) -> Iterator[Block]:
+        """The order; remote shards are fetched while those before are read."""
         start = self.start or 0
         if not any(folder.remote for folder in self.folders):
-            yield from self.order(start)
+            yield from self.blocks(start)
             return
-        num_shards = sum(len(folder.counts) for folder in self.folders)
-        a_shard = sum(map(len, self.folders)) // num_shards * (len(self.folders) if self.weights else 1)
-        ahead = self.order(start + max(a_shard, BATCHES_AHEAD * self.batch_size * self.world_size))
-        wanted: dict[int, int] = {}  # folder -> shard
-        for index, later in zip_longest(self.order(start), ahead):
-            if later and wanted.get(later[1]) != later[2]:
-                wanted[later[1]] = later[2]
-                self.folders[later[1]].prefetch(later[2])
-            yield index
+        num_ahead = BATCHES_AHEAD * self.batch_size * self.world_size
+        later, reached, wanted = self.blocks(start), start, set()
+        for block in self.blocks(start):
+            # the next block, and more where a block is less than the batches ahead
+            enough = block.position + block.length + (num_ahead if num_ahead > block.length else 0)
+            while reached <= enough:
+                if (following := next(later, None)) is None:
+                    break
+                for f, shard in following.shards():
+                    if (f, shard) not in wanted:
+                        self.folders[f].prefetch(shard)
+                wanted, reached = set(following.shards()), following.position + following.length
+            yield block
 
     def load(self, position: int, f: int, shard: int, clip: int) -> dict[str, Any] | None:
         """A clip as it is trained on at `position`; None for a bad one, which is quarantined."""
-        folder = self.folders[f]
-        if (folder.shard_path(shard), clip) in self.quarantine:
-            return None
+        folder, rng = self.folders[f], self.rng(position)
+        crop = Crop(self.num_samples, self.audio.sample_rate, None if self.start is None else rng)
         try:
             name = f"{'test/' if self.validation else ''}{f}/{shard}/{clip}"
-            fields = folder.load_audible(shard, clip, name not in self.without_sound, self.images)
+            fields = folder.load_audible(shard, clip, name not in self.without_sound, self.images, crop)
             if self.rank == 0 and ((worker := get_worker_info()) is None or worker.id == 0):
                 warn_unread_caption(folder.path, fields)
-            return self.prepare(fields, position) | {"id": name}
+            return self.prepare(fields, rng) | {"id": name}
         except BadClip as bad:
             self.quarantine.add(folder, shard, clip, bad)
             return None
+
+    def rng(self, position: int) -> np.random.Generator:
+        """What is drawn for a clip follows from (seed, position)."""
+        return np.random.default_rng((self.seed, position, 1))
 
     def replacement(self, position: int) -> dict[str, Any] | None:
         """The next good clip of the order for a bad one; None where each good clip comes once."""
         if self.start is None and not self.validation:
             return None
         num_clips = sum(map(len, self.folders))
-        for _, *index in islice(self.order(position + 1), num_clips):
+        for _, *index in islice(each_clip(self.blocks(position + 1)), num_clips):
             if clip := self.load(position, *index):
                 return clip
         raise UserError(f"{', '.join(str(folder.path) for folder in self.folders)}: no clip that can be used")
 
-    def prepare(self, clip: dict[str, Any], position: int) -> dict[str, Any]:
-        """Crop, resample, level and choose a caption; BadClip, whatever goes wrong with it."""
+    def prepare(self, clip: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Resample, level and choose a caption; BadClip, whatever goes wrong with it."""
         try:
-            return self.drawn(clip, position)
+            return self.drawn(clip, rng)
         except Exception as error:
             raise BadClip(clip["key"], f"no clip to train on ({reason_of(error)})") from None
 
-    def drawn(self, clip: dict[str, Any], position: int) -> dict[str, Any]:
-        """The draws follow from (seed, position)."""
-        rng = np.random.default_rng((self.seed, position, 1))
+    def drawn(self, clip: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         sound: dict[str, Any] = {}
         if "waveform" in clip:
-            sound = {"waveform": torch.from_numpy(self.cut(clip["waveform"], clip["sample_rate"], rng))}
+            waveform = prepare_clip(clip["waveform"], clip["sample_rate"], self.audio, self.num_samples)
+            sound = {"waveform": torch.from_numpy(waveform)}  # (T,)
         captions = captions_of(clip)
         caption = int(rng.integers(len(captions)))
         if "features" in clip:
@@ -152,24 +170,20 @@ class ClipStream(IterableDataset):
         spoken = {} if self.phonemize is None else {"phonemes": self.phonemize(transcript)}
         return {**sound, **spoken, "text": captions[caption], "transcript": transcript, "key": clip["key"]}
 
-    def cut(self, waveform: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
-        """(T,) at `rate` Hz => (num_samples,) at the rate and level of the audio config."""
-        wanted = round(self.num_samples * rate / self.audio.sample_rate)
-        start = draw_crop(waveform, wanted, rng) if self.start is not None else 0
-        return prepare_clip(waveform, rate, self.audio, self.num_samples, start)
+
+def repeated(folders: Sequence[ShardFolder]) -> Iterator[Block]:
+    """Storage order over and over."""
+    for turn in count():
+        for block in storage_blocks(folders):
+            block.position += turn * sum(map(len, folders))
+            yield block
 
 
-def draw_crop(waveform: np.ndarray, num_samples: int, rng: np.random.Generator) -> int:
-    """Start of a random crop of a waveform (T,) that is not silent, if a few draws find one."""
-    last = len(waveform) - num_samples
-    if last <= 0:
-        return 0
-    start = 0
-    for _ in range(CROP_TRIES):
-        start = int(rng.integers(last + 1))
-        if np.abs(waveform[start : start + num_samples]).max() > SILENT_PEAK:
-            break
-    return start
+def after(start: int, blocks: Iterator[Block]) -> Iterator[Block]:
+    """The blocks from a position on."""
+    for block in blocks:
+        if block.position + block.length > start:
+            yield block[max(0, start - block.position) :]
 
 
 def collate(clips: list[dict[str, Any]]) -> dict[str, Any]:

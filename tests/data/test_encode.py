@@ -118,7 +118,12 @@ def test_a_broken_off_run_goes_on_and_a_whole_one_is_left_alone(given, tmp_path,
     assert (tmp_path / "broken" / "000000.tar").stat().st_mtime_ns == before
     for name in ("000000.tar", "000001.tar", "index.json"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "broken").iterdir()) == ["000000.tar", "000001.tar", "index.json"]
+    assert sorted(path.name for path in (tmp_path / "broken").iterdir()) == [
+        "000000.tar",
+        "000001.tar",
+        "index.json",
+        "members.bin",
+    ]
     capsys.readouterr()
     encode_experiment(broken, 3)
     assert "up to date" in capsys.readouterr().out

@@ -140,7 +140,7 @@ def test_changed_clips_and_settings_are_written_anew(tmp_path, capsys):
     break_off(clips, output, clips_per_shard=2)
     write_shards(clips[:4], output, clips_per_shard=4, num_workers=1)
     assert "other settings; written anew" in capsys.readouterr().out
-    assert verify(output)["num_clips"] == 4 and len(content(output)) == 2
+    assert verify(output)["num_clips"] == 4 and len(content(output)) == 3  # a tar, the index and members.bin
 
 
 def test_a_key_of_a_finished_shard_is_numbered_where_it_comes_again(tmp_path):

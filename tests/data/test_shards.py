@@ -7,6 +7,7 @@ import pytest
 import soundfile
 
 from audioldm2_pl.errors import UserError
+from audioldm2_pl.shards.reader import ShardFolder
 from data import shards
 from data.shards import Clip, key_of, write_shards
 from data.verify import verify
@@ -47,7 +48,7 @@ def test_same_clips_give_same_bytes_and_replace_what_was_there(tmp_path):
     assert (tmp_path / "by-1/000000.tar").read_bytes() == (tmp_path / "by-3/000000.tar").read_bytes()
     write_shards(some_clips(9), tmp_path / "by-1", clips_per_shard=3, num_workers=1)
     write_shards(some_clips(2), tmp_path / "by-1", num_workers=1)
-    assert sorted(p.name for p in (tmp_path / "by-1").iterdir()) == ["000000.tar", "index.json"]
+    assert sorted(p.name for p in (tmp_path / "by-1").iterdir()) == ["000000.tar", "index.json", "members.bin"]
     assert verify(tmp_path / "by-1")["num_clips"] == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["by-1", "by-3"]
 
@@ -177,3 +178,23 @@ def test_blank_captions_among_others_are_taken_out(tmp_path):
     index = write_shards([clip], tmp_path / "out", num_workers=1)
     assert json_members(tmp_path / "out/000000.tar")["a"]["captions"] == ["rain", "wind"]
     assert index["changed"] == [{"key": "a", "reason": "1 blank captions left out"}]
+
+
+def test_clips_are_spread_over_the_shards(tmp_path):
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, 800)
+    clips = [Clip(f"{i:03d}", waveform=noise) for i in range(100)]
+    for name, num_held in (("a", 1000), ("b", 1000), ("some", 20), ("none", 0)):
+        write_shards(clips, tmp_path / name, clips_per_shard=10, num_workers=1, shuffle=num_held)
+    keys = {}
+    for name in ("a", "some", "none"):
+        folder = ShardFolder(tmp_path / name)
+        keys[name] = [[int(key) for key, _ in folder.table(shard)] for shard in range(10)]
+        assert sorted(key for shard in keys[name] for key in shard) == list(range(100))
+    assert keys["none"] == [list(range(i, i + 10)) for i in range(0, 100, 10)]
+    assert all(max(shard) - min(shard) > 40 for shard in keys["a"])
+    assert all(max(shard) - min(shard) > 10 and max(shard) < 10 * i + 31 for i, shard in enumerate(keys["some"]))
+    for shard in range(10):
+        name = f"{shard:06d}.tar"
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    with pytest.raises(UserError, match="shuffled"):
+        write_shards(clips, tmp_path / "c", shuffle=-1)

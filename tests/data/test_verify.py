@@ -48,6 +48,7 @@ def rewrite(split, members):
             archive.addfile(member, io.BytesIO(content))
     index = json.loads((split / "index.json").read_text())
     index["shards"][2]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    index["shards"][2].pop("members", None)  # whose places are others now
     (split / "index.json").write_text(json.dumps(index))
 
 

@@ -15,11 +15,13 @@ import torch
 
 from audioldm2_pl.audio import AudioConfig
 from audioldm2_pl.errors import UserError
-from audioldm2_pl.shards import format as shard_format
+from audioldm2_pl.shards import reader as shard_reader
+from audioldm2_pl.shards.crop import Crop
 from audioldm2_pl.shards.datamodule import AudioShards, DataConfig
-from audioldm2_pl.shards.order import endless_order, select, storage_order, weighted_order
+from audioldm2_pl.shards.format import BadClip
+from audioldm2_pl.shards.order import each_clip, endless_blocks, select, storage_blocks, weighted_blocks
 from audioldm2_pl.shards.reader import ShardFolder
-from audioldm2_pl.shards.stream import ClipStream, draw_crop
+from audioldm2_pl.shards.stream import ClipStream
 from data.shards import Clip, write_shards
 
 torch.set_num_threads(1)
@@ -155,7 +157,7 @@ def test_whole_shards_are_skipped_by_count(shards, monkeypatch):
     table = ShardFolder.table
     monkeypatch.setattr(ShardFolder, "table", lambda self, shard: opened.append(shard) or table(self, shard))
     folder = ShardFolder(shards / "train")
-    planned = [clip[2] for clip in take(endless_order([folder], 0, 10**6 * NUM_CLIPS + 8), 4)]
+    planned = [clip[2] for clip in take(each_clip(endless_blocks([folder], 0, 10**6 * NUM_CLIPS + 8)), 4)]
     take(stream(shards / "train", 10**6 * NUM_CLIPS + 8), 4)
     assert opened == planned and len(set(opened)) == 1  # the third shard of the epoch alone
 
@@ -207,7 +209,8 @@ def test_ten_kills_at_random_steps_leave_the_order_as_it_was(weights, shards, co
         found += [key for step in steps for key in step["keys"]]
         state = steps[-1]["state"]
         assert state["position"] == len(found)
-    order = weighted_order(folders, weights, 7, 0) if weights else endless_order(folders, 7, 0)
+    blocks = weighted_blocks(folders, weights, 7, 0, 32) if weights else endless_blocks(folders, 7, 0, 32)
+    order = each_clip(blocks)
     assert found == [folders[f].table(s)[clip][0] for _, f, s, clip in take(order, len(found))]
 
 
@@ -215,15 +218,15 @@ def test_state_counts_clips_whatever_the_number_of_ranks(shards):
     data = AudioShards(DataConfig([str(shards / "train")]), AUDIO, seed=0, batch_size=2)
     data.trainer = SimpleNamespace(global_rank=0, world_size=3, fit_loop=SimpleNamespace(batch_idx=4))  # type: ignore[assignment]
     state = data.state_dict()
-    assert state == {"position": 30, "batches": 5}
+    assert state == {"position": 30, "batches": 5, "interleave_shards": 32}
     data.load_state_dict(state)
     data.trainer = SimpleNamespace(global_rank=0, world_size=4, fit_loop=SimpleNamespace(batch_idx=6))  # type: ignore[assignment]
-    assert data.state_dict() == {"position": 30 + 2 * 2 * 4, "batches": 7}
+    assert data.state_dict() == {"position": 30 + 2 * 2 * 4, "batches": 7, "interleave_shards": 32}
 
 
 def test_weights_set_the_folders_shares(shards, corpus):
     folders = [ShardFolder(shards / "train"), ShardFolder(corpus)]  # 12 and 5 clips
-    places = take(weighted_order(folders, [1, 3], 0, 0), 17 * 40)
+    places = take(each_clip(weighted_blocks(folders, [1, 3], 0, 0)), 17 * 40)
     assert [place[0] for place in places] == list(range(len(places)))
     drawn = Counter(place[1] for place in places)
     assert drawn[0] == 4 * 40 and drawn[1] == 13 * 40  # an epoch of 17 clips, a quarter and three quarters
@@ -232,14 +235,14 @@ def test_weights_set_the_folders_shares(shards, corpus):
         assert all(len(set(own[i : i + num_clips])) == num_clips for i in range(0, len(own) - num_clips, num_clips))
     epochs = [[place[1] for place in places[i : i + 17]] for i in (0, 17, 34)]
     assert epochs[0] != epochs[1] != epochs[2]
-    assert places != take(weighted_order(folders, [1, 3], 1, 0), 17 * 40)
+    assert places != take(each_clip(weighted_blocks(folders, [1, 3], 1, 0)), 17 * 40)
 
 
 @pytest.mark.parametrize("start", [1, 16, 17, 18, 100, 500])
 def test_a_weighted_order_is_entered_at_any_position(start, shards, corpus):
     folders = [ShardFolder(shards / "train"), ShardFolder(corpus)]
-    places = take(weighted_order(folders, [0.3, 0.7], 5, 0), start + 40)
-    assert take(weighted_order(folders, [0.3, 0.7], 5, start), 40) == places[start:]
+    places = take(each_clip(weighted_blocks(folders, [0.3, 0.7], 5, 0)), start + 40)
+    assert take(each_clip(weighted_blocks(folders, [0.3, 0.7], 5, start)), 40) == places[start:]
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, 1.0, 1.0]])
@@ -257,7 +260,7 @@ def test_order_differs_between_epochs_and_seeds(shards):
     folders = [ShardFolder(shards / "train")]
 
     def order(seed: int, epoch: int) -> list[tuple[int, ...]]:
-        clips = take(endless_order(folders, seed, epoch * NUM_CLIPS), NUM_CLIPS)
+        clips = take(each_clip(endless_blocks(folders, seed, epoch * NUM_CLIPS)), NUM_CLIPS)
         assert [clip[0] for clip in clips] == list(range(epoch * NUM_CLIPS, (epoch + 1) * NUM_CLIPS))
         return [clip[1:] for clip in clips]
 
@@ -269,7 +272,7 @@ def test_order_differs_between_epochs_and_seeds(shards):
 
 def test_several_folders_make_one_epoch(shards, corpus):
     folders = [ShardFolder(shards / "train"), ShardFolder(corpus)]
-    clips = take(endless_order(folders, 0, 0), NUM_CLIPS + 5)
+    clips = take(each_clip(endless_blocks(folders, 0, 0)), NUM_CLIPS + 5)
     assert len({clip[1:] for clip in clips}) == NUM_CLIPS + 5
     mixed = ClipStream(folders, AUDIO, NUM_SAMPLES, 0, 2, None)
     assert len({clip["key"] for clip in mixed}) == NUM_CLIPS + 5
@@ -280,15 +283,17 @@ def test_every_shard_has_its_share_of_fewer_clips(num_clips, shards, corpus):
     folders = [ShardFolder(shards / "train"), ShardFolder(corpus)]  # 12 clips of three shards, 5 of three
     select(folders, num_clips)
     selected = min(num_clips, NUM_CLIPS + 5)
-    stored = [place[1:] for place in storage_order(folders)]
+    stored = [place[1:] for place in each_clip(storage_blocks(folders))]
     assert len(stored) == len(set(stored)) == sum(map(len, folders)) == selected
     for f, folder in enumerate(folders):
         assert abs(len(folder) - selected * sum(folder.counts) / (NUM_CLIPS + 5)) < 1
         for s, count in enumerate(folder.selected):  # the first of a shard
             assert [clip for g, t, clip in stored if (g, t) == (f, s)] == list(range(count))
-    for order in (endless_order(folders, 3, selected), weighted_order(folders, [1, 1], 3, 0)):
+    for order in (each_clip(endless_blocks(folders, 3, selected)), each_clip(weighted_blocks(folders, [1, 1], 3, 0))):
         assert {place[1:] for place in take(order, 20 * selected)} == set(stored)
-    assert sorted(place[1:] for place in take(endless_order(folders, 3, selected), selected)) == sorted(stored)
+    assert sorted(place[1:] for place in take(each_clip(endless_blocks(folders, 3, selected)), selected)) == sorted(
+        stored
+    )
 
 
 def test_fewer_clips_are_trained_on(shards, corpus):
@@ -315,7 +320,7 @@ def test_left_out_sound_is_not_decoded_and_changes_no_caption(corpus, shards, mo
     expected = take(loud.train_dataloader(), 12)
     silent.skip_sound({name for batch in silent.storage_order() for name in batch["id"]})
     assert "waveform" in next(iter(silent.storage_order())) and "waveform" in next(iter(silent.val_dataloader()))
-    monkeypatch.setattr(shard_format, "decode_sound", None)
+    monkeypatch.setattr(shard_reader, "decode_sound", None)
     for batch, other in zip(take(silent.train_dataloader(), 12), expected, strict=True):
         assert batch == {name: value for name, value in other.items() if name != "waveform"}
 
@@ -376,7 +381,7 @@ def test_validation_sees_the_test_split_once(shards):
 def test_state_moves_the_start(shards):
     data = AudioShards(DataConfig([str(shards / "train")]), AUDIO, seed=0, batch_size=2, crop_seconds=0.1)
     straight = flatten(take(data.train_dataloader(), 5))
-    data.load_state_dict({"position": 6})
+    data.load_state_dict({"position": 6, "interleave_shards": 32})
     assert all(same(a, b) for a, b in zip(straight[6:], flatten(take(data.train_dataloader(), 2))))
 
 
@@ -386,10 +391,11 @@ def test_crops_and_captions_are_drawn_anew_each_epoch(corpus):
     assert captions == {f"{i}{letter}" for i in range(5) for letter in "abc"}
     assert all(clip["text"].startswith(clip["key"][-1]) for clip in clips)
     assert all(clip["transcript"] == f"word {clip['key'][-1]}" for clip in clips)
-    folder = ShardFolder(corpus)
     # a ramp's piece less its mean is the same everywhere: look at the crops themselves
-    starts = [draw_crop(folder.read(0, 0)["waveform"], NUM_SAMPLES, np.random.default_rng(i)) for i in range(20)]
-    assert len(set(starts)) == 20 and min(starts) >= 0 and max(starts) <= 16_000 - NUM_SAMPLES
+    crops = [Crop(NUM_SAMPLES, 16_000, np.random.default_rng(i)) for i in range(20)]
+    waveforms = [ShardFolder(corpus).load(0, 0, crop=crop)["waveform"] for crop in crops]
+    starts = {round(waveform[0] * 32_768) for waveform in waveforms}
+    assert len(starts) == 20 and min(starts) >= 0 and max(starts) <= 16_000 - NUM_SAMPLES
 
 
 def test_one_text_is_the_caption(tmp_path):
@@ -398,15 +404,20 @@ def test_one_text_is_the_caption(tmp_path):
     assert [clip["text"] for clip in stream(tmp_path / "x", start=None)] == ["a hiss", ""]
 
 
-def test_crops_avoid_silence():
+def test_crops_avoid_silence(tmp_path):
     waveform = np.zeros(10_000, dtype=np.float32)
     waveform[3000:7000] = 0.5
+    clips = [Clip("part", text="a", waveform=waveform), Clip("none", text="b", waveform=0 * waveform)]
+    write_shards(clips, tmp_path / "x", num_workers=1)
+    folder = ShardFolder(tmp_path / "x")
     for seed in range(30):
-        start = draw_crop(waveform, 1000, np.random.default_rng(seed))
-        assert waveform[start : start + 1000].any()
-    assert 0 <= draw_crop(np.zeros(2000, dtype=np.float32), 1000, np.random.default_rng(0)) <= 1000
-    assert draw_crop(waveform, 10_000, np.random.default_rng(0)) == 0
-    assert draw_crop(waveform, 20_000, np.random.default_rng(0)) == 0
+        assert folder.load_audible(0, 0, crop=Crop(1000, 16_000, np.random.default_rng(seed)))["waveform"].any()
+    for num_samples in (10_000, 20_000):
+        whole = folder.load_audible(0, 0, crop=Crop(num_samples, 16_000, np.random.default_rng(0)))["waveform"]
+        assert np.array_equal(whole, folder.read(0, 0)["waveform"])
+    assert not folder.load_audible(0, 0, crop=Crop(2000, 16_000))["waveform"].any()  # silent, the clip is not
+    with pytest.raises(BadClip, match="silent"):
+        folder.load_audible(0, 1, crop=Crop(1000, 16_000, np.random.default_rng(0)))
 
 
 @pytest.mark.parametrize("rate", [8000, 22_050, 48_000])

@@ -150,6 +150,17 @@ def test_all_processes_of_a_machine_share_one_fetch(num_workers, server, shards,
     assert len(keys) == len(set(keys)) == 4
 
 
+def test_a_cache_for_fewer_shards_than_are_read_at_a_time_is_refused(server, shards, tmp_path):
+    sizes = sorted(path.stat().st_size / 2**30 for path in (shards / "train").glob("*.tar"))
+    config = {"train": [f"{server.url}/train"], "cache": str(tmp_path), "cache_gib": 1.01 * sum(sizes[1:])}
+    with pytest.raises(UserError, match=r"data\.cache_gib=.*: the 3 shards .* lower data\.interleave_shards"):
+        AudioShards(DataConfig(**config, interleave_shards=2), AUDIO, 0, 2)
+    with pytest.raises(UserError, match=r"data\.cache_gib"):
+        AudioShards(DataConfig(**config), AUDIO, 0, 2)
+    data = AudioShards(DataConfig(**config, interleave_shards=1), AUDIO, 0, 2)
+    assert len(list(zip(data.train_dataloader(), range(12)))) == 12
+
+
 def test_the_cache_keeps_to_its_bound(server, shards, tmp_path):
     size = (shards / "train" / "000000.tar").stat().st_size
     folder = ShardFolder(f"{server.url}/train", RemoteFolder(f"{server.url}/train", tmp_path, 1.5 * size / 2**30))
