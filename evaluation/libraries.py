@@ -1,4 +1,4 @@
-"""Modules that are found when they are needed: libraries of the `eval` extra, and the files of a package."""
+"""Modules that are found when they are needed: libraries of the extras, and the files of a package."""
 
 import contextlib
 import importlib
@@ -30,7 +30,7 @@ REPORTED = (
     "pocketsphinx",
     "audiobox-aesthetics",
 )
-
+EXTRAS = {"resemblyzer": "speaker", "audiobox_aesthetics": "aesthetics"}  # package -> extra, where it is not `eval`
 
 Kind = TypeVar("Kind")
 
@@ -41,7 +41,8 @@ def import_library(name: str) -> ModuleType:
         try:
             return importlib.import_module(name)
         except ImportError as error:
-            raise UserError(f"{name} cannot be imported ({error}); pip install 'audioldm2-pl[eval]'") from None
+            extra = EXTRAS.get(name.partition(".")[0], "eval")
+            raise UserError(f"{name} cannot be imported ({error}); pip install 'audioldm2-pl[{extra}]'") from None
 
 
 def members(package: str, path: Iterable[str], kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
