@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any, get_type_hints
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -322,3 +323,9 @@ def unknown_key(error: ConfigKeyError) -> str:
 def to_plain(config: Any) -> dict:
     """A config as plain dicts, lists, strings and numbers: what checkpoints and reports store."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def to_yaml(experiment: ExperimentConfig) -> str:
+    """The experiment in full, as a file that `load_experiment` reads back."""
+    settings = {name.rstrip("_"): value for name, value in to_plain(experiment).items()}
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)

@@ -10,7 +10,7 @@ import yaml
 from safetensors import safe_open
 
 from audioldm2_pl.atomic import read_json_object
-from audioldm2_pl.config import ExperimentConfig, to_plain
+from audioldm2_pl.config import ExperimentConfig, to_yaml
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.hub.folder import ModelFolder
 from audioldm2_pl.training.records import record_of
@@ -147,7 +147,7 @@ def recipe_section(experiment: ExperimentConfig, data: CardData) -> str:
     sizes = [f"| {part} | {count / 1e6:.2f} M |" for part, count in data.parameters.items()]
     elsewhere = {**experiment.from_, **experiment.start_from}
     taken = ", ".join(f"{part} from {plain(str(source))}" for part, source in elsewhere.items())
-    recipe = yaml.safe_dump(to_plain(experiment), sort_keys=False, allow_unicode=True)
+    recipe = to_yaml(experiment)
     blocks = ["## Recipe"]
     if stages:
         blocks.append("| stage | batches | hours |\n|---|---|---|\n" + "\n".join(stages))

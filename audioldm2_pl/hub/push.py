@@ -3,11 +3,9 @@
 import shutil
 from pathlib import Path
 
-import yaml
-
 from audioldm2_pl.atomic import link_file, write_text
 from audioldm2_pl.audio import save_waveform
-from audioldm2_pl.config import ExperimentConfig, to_plain
+from audioldm2_pl.config import ExperimentConfig, to_yaml
 from audioldm2_pl.errors import UserError, reason_of
 from audioldm2_pl.generation import Generation
 from audioldm2_pl.hub.card import write_card
@@ -34,7 +32,7 @@ def build_repository(experiment: ExperimentConfig, repository: str, licence: str
     shutil.rmtree(new, ignore_errors=True)
     shutil.copytree(model.path.resolve(), new, copy_function=link_file, ignore=shutil.ignore_patterns(".*"))
     sounds = make_sounds(experiment, new, num_sounds, repository)
-    write_text(new / "experiment.yaml", yaml.safe_dump(to_plain(experiment), sort_keys=False, allow_unicode=True))
+    write_text(new / "experiment.yaml", to_yaml(experiment))
     write_text(new / "README.md", write_card(experiment, repository, licence, sounds))
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)

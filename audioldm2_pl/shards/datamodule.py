@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from torch import distributed
 from torch.utils.data import DataLoader
 
@@ -153,6 +154,7 @@ class AudioShards(L.LightningDataModule):
             num_workers=workers,
             collate_fn=collate,
             persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),  # copied to a GPU beside what it computes
             worker_init_fn=outlive_signals,
         )
 

@@ -3,6 +3,7 @@
 import csv
 import logging
 import os
+import secrets
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-from audioldm2_pl.config import ExperimentConfig
+from audioldm2_pl.atomic import write_text
+from audioldm2_pl.config import ExperimentConfig, to_plain
+from audioldm2_pl.training.ranks import is_rank_zero
 
 
 class CurveFile:
@@ -59,8 +62,11 @@ class LossCurves(L.Callback):
         self.write(trainer, "val/", trainer.fit_loop.batch_idx)
 
 
-def build_loggers(experiment: ExperimentConfig, stage: str) -> list:
-    """The loggers asked for beside the CSV; wandb writes offline where there is no account."""
+def build_loggers(experiment: ExperimentConfig, stage: str, resumes: bool = False) -> list:
+    """The loggers asked for beside the CSV; wandb writes offline where there is no account.
+
+    A stage that `resumes` goes on in the wandb run that it began.
+    """
     loggers: list = []
     folder = experiment.run_folder / "logs" / stage
     for name in experiment.trainer.loggers:
@@ -74,9 +80,21 @@ def build_loggers(experiment: ExperimentConfig, stage: str) -> list:
                     project="audioldm2",
                     save_dir=folder,
                     offline=not has_wandb_account(),
+                    id=wandb_id(folder / "wandb_id", resumes),
+                    resume="allow",
+                    config=to_plain(experiment),
                 )
             )
     return loggers
+
+
+def wandb_id(path: Path, resumes: bool) -> str | None:
+    """The id of a stage's wandb run, which rank 0 keeps in a file; None on the others, which write no run."""
+    if not is_rank_zero():
+        return None
+    if not (resumes and path.is_file()):
+        write_text(path, secrets.token_hex(4))
+    return path.read_text(encoding="utf-8").strip()
 
 
 def has_wandb_account() -> bool:

@@ -40,6 +40,7 @@ from audioldm2_pl.training.checkpoint import (
 from audioldm2_pl.training.checks import check_stages
 from audioldm2_pl.training.cost import Cost
 from audioldm2_pl.training.ema import EMA
+from audioldm2_pl.training.environment import note_call
 from audioldm2_pl.training.exports import Exports, PartSaver
 from audioldm2_pl.training.finite import FiniteLoss
 from audioldm2_pl.training.interruption import INTERRUPTION
@@ -93,6 +94,8 @@ def train(experiment: ExperimentConfig, only: str | None = None, resume: int | N
             stages = [only] if only else list(experiment.stages)
             if resume is not None and is_rank_zero():
                 resume_from(experiment, stages, resume)
+            if is_rank_zero():
+                note_call(experiment, stages)
             run_stages(experiment, stages)
 
 
@@ -258,7 +261,7 @@ def run_stage(experiment: ExperimentConfig, name: str, folder: ModelFolder, feat
         saver.save()
     else:
         callbacks = [*callbacks_of(experiment, saver), cost, resumable, saver]
-        trainer = trainer_of(experiment, stage, callbacks)
+        trainer = trainer_of(experiment, stage, callbacks, resumes)
         trainer.fit(stage, data, ckpt_path=str(checkpoint) if resumes else None, weights_only=True)
     if features and is_independent(experiment, name):  # another VAE or AudioMAE gives other features
         features.clear()
@@ -313,12 +316,12 @@ def callbacks_of(experiment: ExperimentConfig, saver: PartSaver) -> list[L.Callb
     return [
         *callbacks,
         Speed(CurveFile(logs / "speed.csv"), every, lambda: training_flops(experiment, stage)),
-        FiniteLoss(config.on_nan, logs / "skipped.jsonl", every),
+        FiniteLoss(config.on_nan, logs / "skipped.jsonl", every, config.spike_factor),
         LossCurves(CurveFile(logs / "metrics.csv"), every),
     ]
 
 
-def trainer_of(experiment: ExperimentConfig, stage: Stage, callbacks: list[L.Callback]) -> L.Trainer:
+def trainer_of(experiment: ExperimentConfig, stage: Stage, callbacks: list[L.Callback], resumes: bool) -> L.Trainer:
     c, config = experiment.trainer, stage.config
     validate = c.validate_every_batches if experiment.data.test else None
     manual = not stage.automatic_optimization  # such a stage clips and accumulates by itself
@@ -333,7 +336,7 @@ def trainer_of(experiment: ExperimentConfig, stage: Stage, callbacks: list[L.Cal
         gradient_clip_val=None if manual else config.gradient_clip,
         accumulate_grad_batches=1 if manual else config.accumulate_batches,
         callbacks=callbacks,
-        logger=build_loggers(experiment, stage.name),
+        logger=build_loggers(experiment, stage.name, resumes),
         log_every_n_steps=c.log_every_batches,
         profiler=profiler_of(c, experiment.run_folder / "logs" / stage.name),
         default_root_dir=experiment.run_folder,

@@ -92,7 +92,8 @@ class Stage(L.LightningModule):
         self.rates: list[list[float]] = []  # of each optimiser's groups, after the warm-up
         self.batch_idx = 0  # of the training batch
         self.shared = SharedRandom(seed_of(self.seed, self.name))  # seeded anew for each batch
-        self.guard: Callable[[Tensor], Tensor] = lambda loss: loss  # what looks at a loss before its gradient is taken
+        # what looks at a loss, and at the number of its optimiser, before the gradient is taken
+        self.guard: Callable[..., Tensor] = lambda loss, optimizer=0: loss
         self.saved_optimizers: list[dict[str, Any]] = []  # of the checkpoint that the stage resumes from
 
     @classmethod
@@ -311,7 +312,8 @@ class Stage(L.LightningModule):
 
     def update(self, optimizer: Any, loss: Tensor, batch_idx: int) -> None:
         """Backward, and at the last of `accumulate_batches` a step: what a stage with manual optimisation calls."""
-        self.manual_backward(self.guard(loss) / self.config.accumulate_batches)
+        number = self.optimizers().index(optimizer)  # type: ignore[union-attr]
+        self.manual_backward(self.guard(loss, number) / self.config.accumulate_batches)
         if self.steps_after(batch_idx):
             optimizer.step()
             optimizer.zero_grad()

@@ -27,7 +27,8 @@ LIGHTNING = (
 
 @dataclass
 class TrainerConfig:
-    """Where and how loudly the stages run; `precision`, `on_nan` and `lightning` alone change what they compute.
+    """Where and how loudly the stages run; `precision`, `on_nan`, `spike_factor` and `lightning` alone change
+    what they compute.
 
     `compile` changes the order of its sums, as another number of threads does.
     """
@@ -42,6 +43,7 @@ class TrainerConfig:
     loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)  # beside the CSV
     log_every_batches: int = bounded(20, ge=1)  # losses, speed and gradients go to the logs this often
     on_nan: OnNaN = "stop"  # at a loss that is not finite, or "skip" the batch
+    spike_factor: float | None = bounded(None, gt=1, le=1e9)  # a loss so many times the last 100's median counts, too
     validate_every_batches: int | None = bounded(None, ge=1)  # null never validates
     validation_batches: int = bounded(8, ge=1)  # batches of the test split in one validation
     sample_every_batches: int | None = bounded(None, ge=1)  # sounds of `sample_clips` clips this often; null never

@@ -5,6 +5,7 @@ import json
 import math
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,6 +97,35 @@ def test_a_skipped_batch_moves_no_weight(smoke, smoke_run, monkeypatch, name, st
     assert [json.loads(line)["batch"] for line in lines] == [0, 1, 2, 3]
     assert all(len(json.loads(line)["keys"]) == 2 for line in lines)
     assert "the loss is not finite; skipped clips" in capsys.readouterr().out
+
+
+def guarded_losses(guard: FiniteLoss, losses: list[float], optimizer: int = 0) -> None:
+    """Sends losses through the callback, one a batch."""
+    trainer = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=lambda value, all: value), global_rank=0)
+    for batch_idx, loss in enumerate(losses):
+        stage = SimpleNamespace(name="ldm", batch_idx=batch_idx, parameters=lambda: [torch.ones(1, requires_grad=True)])
+        guard.on_train_batch_start(trainer, stage, {"key": [f"clip{batch_idx}"]}, batch_idx)  # type: ignore[arg-type]
+        guard.guarded(trainer, stage, torch.tensor(loss), optimizer)
+
+
+def test_a_spike_stops_or_is_skipped(tmp_path):
+    usual = [1.0 + 0.1 * (i % 3) for i in range(25)]
+    path = tmp_path / "skipped.jsonl"
+    with pytest.raises(
+        UserError, match=r"ldm: batch 25: the loss is 6, 1.1 before \(trainer.spike_factor=5\) \(clips clip25\)"
+    ):
+        guarded_losses(FiniteLoss("stop", path, spike_factor=5), [*usual, 6.0])
+    guarded_losses(FiniteLoss("stop", path), [*usual, 6.0])  # none is a spike without a factor
+    guarded_losses(FiniteLoss("stop", path, spike_factor=5), [*usual[:10], 6.0])  # too few to compare with
+    skipping = FiniteLoss("skip", path, spike_factor=5)
+    guarded_losses(skipping, [*usual, 6.0, 1.0])
+    assert [json.loads(line)["keys"] for line in path.read_text().splitlines()] == [["clip25"]]
+    assert 6.0 not in skipping.losses[0] and len(skipping.losses[0]) == 26
+    resumed = FiniteLoss("stop", path, spike_factor=5)
+    resumed.load_state_dict(skipping.state_dict())
+    guarded_losses(resumed, [6.0], optimizer=1)  # another optimiser's loss has a size of its own
+    with pytest.raises(UserError, match="the loss is 6"):
+        guarded_losses(resumed, [6.0])
 
 
 def test_speed_and_gradients_are_logged(smoke_run):

@@ -386,10 +386,16 @@ def test_tensorboard_and_offline_wandb_are_written_when_asked(smoke, smoke_run, 
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # where an account's key would lie
     experiment = prepared(smoke, smoke_run, "gpt2", tmp_path, "logged", "trainer.loggers=[tensorboard,wandb]")
-    train(experiment, "gpt2")
+    break_off(experiment, "gpt2", 2, monkeypatch)
     logs = experiment.run_folder / "logs" / "gpt2"
+    first = (logs / "wandb_id").read_text()
+    train(experiment, "gpt2")
     assert list(logs.glob("tensorboard/events*"))
-    assert list(logs.glob("wandb/offline-run*/*.wandb"))
+    runs = [path.stem for path in logs.glob("wandb/offline-run*/*.wandb")]
+    assert len(set(runs)) == 1 and runs[0].endswith(first)  # one run, gone on with
+    shutil.rmtree(experiment.run_folder / "stages")
+    train(experiment, "gpt2")
+    assert (logs / "wandb_id").read_text() != first  # trained anew
 
 
 def test_stages_side_by_side_end_like_one_after_the_other(smoke, smoke_run, tmp_path):
