@@ -95,7 +95,7 @@ def installed(tmp_path_factory) -> Path:
 
 def run_python(words: list[str], folder: Path, **environment: str) -> str:
     result = subprocess.run(
-        [sys.executable, *words], cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=120
+        [sys.executable, *words], cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=500
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
