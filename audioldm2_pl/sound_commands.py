@@ -43,10 +43,7 @@ def add_edit(commands: argparse._SubParsersAction) -> None:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """How a model is opened."""
-    parser.add_argument(
-        "--heads", choices=["folder", "official"], default="folder",
-        help="of the T-UNet: as its folder says, or 32 channels each as the authors trained (%(default)s)",
-    )  # fmt: skip
+    add_heads(parser)
     parser.add_argument(
         "--vocoder", choices=["folder", "griffin-lim"], default="folder",
         help="the model's network, or Griffin and Lim's algorithm (%(default)s)",
@@ -59,6 +56,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", choices=["32", "bf16", "16"], default="32", help="bits of the networks' numbers (%(default)s)"
     )
+
+
+def add_heads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--heads", choices=["folder", "official"], default="folder",
+        help="of the T-UNet: as its folder says, or 32 channels each as the authors trained (%(default)s)",
+    )  # fmt: skip
 
 
 def add_show(commands: argparse._SubParsersAction) -> None:
