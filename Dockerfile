@@ -4,7 +4,7 @@
 FROM python:3.11-slim
 
 ARG TORCH_INDEX=""
-ARG EXTRAS="eval,speech,video,adapters,serve"
+ARG EXTRAS="eval,speech,video,adapters,onnx,serve"
 ENV PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore HOME=/tmp
 
 WORKDIR /opt/audioldm2

@@ -10,7 +10,7 @@ setup: .venv/.ready
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,aesthetics,speech,video,ray,adapters,serve,docs,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,aesthetics,speech,video,ray,adapters,onnx,serve,docs,dev]"
 	touch $@
 
 # Synthetic sounds -> all stages -> report: runs/demo/report/report.html

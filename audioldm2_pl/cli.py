@@ -9,7 +9,7 @@ from pathlib import Path
 
 from audioldm2_pl.errors import Interrupted, run_tool
 from audioldm2_pl.flags import Parser, last_or_batch, parse_with_overrides, without_option
-from audioldm2_pl.sound_commands import add_edit, add_generate, add_serve, add_show
+from audioldm2_pl.sound_commands import add_edit, add_generate, add_heads, add_serve, add_show
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_describe,
         add_push,
         add_import,
+        add_export,
     ):
         add(commands)
     return parser
@@ -102,6 +103,15 @@ def add_import(commands: argparse._SubParsersAction) -> None:
     convert.set_defaults(run=run_import)
 
 
+def add_export(commands: argparse._SubParsersAction) -> None:
+    export = commands.add_parser("export", help="write a model folder's parts for other runtimes")
+    export.add_argument("model", help="a model folder, or a hub id")
+    export.add_argument("output", type=Path, help="folder to write; an earlier export there is replaced")
+    export.add_argument("--onnx", action="store_true", required=True, help="as ONNX files, the format that there is")
+    add_heads(export)
+    export.set_defaults(run=run_export)
+
+
 def run_demo_steps(args: argparse.Namespace) -> None:
     from audioldm2_pl.demo import DemoOptions, run_demo
 
@@ -166,6 +176,16 @@ def run_import(args: argparse.Namespace) -> None:
 
     print(import_checkpoint(args.file, args.folder, args.ema, args.heads, args.tokenizers, args.vocoder_rates))
     print(f"model: {args.folder}")
+
+
+def run_export(args: argparse.Namespace) -> None:
+    from audioldm2_pl.hub.onnx_export import check_libraries, export_onnx
+    from audioldm2_pl.pipeline import AudioLDM2
+
+    check_libraries()
+    for name in export_onnx(AudioLDM2.from_pretrained(args.model, heads=args.heads), args.output):
+        print(f"left out: the encoder of the condition {name!r}, which reads more than tokens")
+    print(f"export: {args.output}")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import soundfile
 from torch import Tensor
 
+from audioldm2_pl.acceleration import quantize
 from audioldm2_pl.atomic import update_from, update_from_folder
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.fields import check_fields
@@ -28,12 +29,21 @@ NAME = "audioldm2_pl"  # the key that tells this record from other comments
 
 @dataclass
 class Opened:
-    """How a model was opened: what `AudioLDM2.from_pretrained` took beside its source."""
+    """How a model was opened: what `AudioLDM2.from_pretrained` took beside its source, and what was changed then."""
 
     heads: Literal["folder", "official"] = "folder"
     vocoder: Literal["folder", "griffin-lim"] = "folder"
     precision: Literal["32", "bf16", "16"] = "32"
     adapters: dict[str, float] = field(default_factory=dict)  # path -> strength
+    int8: bool = False  # linear layers of GPT-2 and of the text encoders
+
+    def open(self, source: str | Path, device: str) -> AudioLDM2:
+        """The model so opened. Raises UserError as `AudioLDM2.from_pretrained` and `quantize`."""
+        dtype = PRECISIONS[self.precision]
+        model = AudioLDM2.from_pretrained(source, device, self.heads, self.vocoder, dtype, self.adapters)
+        if self.int8:
+            quantize(model)
+        return model
 
 
 @dataclass
@@ -80,7 +90,9 @@ class Provenance:
             ("made by", f"{NAME} {self.version}"),
             ("model", f"{self.model} ({here}; digest {self.model_digest[:16]})"),
         ]
-        lines += [(name, value) for name, value in asdict(self.opened).items() if value not in ("folder", "32", {})]
+        lines += [
+            (name, value) for name, value in asdict(self.opened).items() if value not in ("folder", "32", {}, False)
+        ]
         lines += [("prompt", named.pop("prompt", "")), *named.items()]
         lines += [("edit of", self.source)] if self.source else []
         lines += list((self.editing or {}).items())
@@ -155,8 +167,7 @@ def make_again(provenance: Provenance, model: str, device: str) -> tuple[Tensor,
             "give the folder that is (--model FOLDER)"
         )
     provenance.check_files()
-    dtype = PRECISIONS[opened.precision]
-    pipeline = AudioLDM2.from_pretrained(folder, device, opened.heads, opened.vocoder, dtype, opened.adapters)
+    pipeline = opened.open(folder, device)
     request, sampling = Generation(**provenance.request), Sampling(**provenance.sampling)
     if provenance.editing is None:
         waveform = pipeline.generate(request, sampling=sampling)[0]  # (T,)

@@ -43,10 +43,7 @@ def add_edit(commands: argparse._SubParsersAction) -> None:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """How a model is opened."""
-    parser.add_argument(
-        "--heads", choices=["folder", "official"], default="folder",
-        help="of the T-UNet: as its folder says, or 32 channels each as the authors trained (%(default)s)",
-    )  # fmt: skip
+    add_heads(parser)
     parser.add_argument(
         "--vocoder", choices=["folder", "griffin-lim"], default="folder",
         help="the model's network, or Griffin and Lim's algorithm (%(default)s)",
@@ -59,6 +56,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", choices=["32", "bf16", "16"], default="32", help="bits of the networks' numbers (%(default)s)"
     )
+    parser.add_argument("--int8", action="store_true", help="GPT-2 and text encoders in int8: faster on a CPU")
+
+
+def add_heads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--heads", choices=["folder", "official"], default="folder",
+        help="of the T-UNet: as its folder says, or 32 channels each as the authors trained (%(default)s)",
+    )  # fmt: skip
 
 
 def add_show(commands: argparse._SubParsersAction) -> None:
@@ -178,20 +183,22 @@ def run_serve(args: argparse.Namespace) -> None:
 def origin_of(args: argparse.Namespace, model: Any) -> Any:
     """The Provenance of what a model makes, before a request is added."""
     from audioldm2_pl.hub.parts import find_model
-    from audioldm2_pl.models.adapters import parse_adapters
-    from audioldm2_pl.provenance import Opened, Provenance
+    from audioldm2_pl.provenance import Provenance
 
-    opened = Opened(args.heads, args.vocoder, args.precision, parse_adapters(args.adapters))
     sampling = replace(model.sampling, **given_fields(args, Sampling))
-    return Provenance.of(args.model, find_model(args.model), opened, sampling)
+    return Provenance.of(args.model, find_model(args.model), opened_of(args), sampling)
+
+
+def opened_of(args: argparse.Namespace) -> Any:
+    """The Opened that `add_model_options` asks for."""
+    from audioldm2_pl.models.adapters import parse_adapters
+    from audioldm2_pl.provenance import Opened
+
+    return Opened(args.heads, args.vocoder, args.precision, parse_adapters(args.adapters), args.int8)
 
 
 def open_model(args: argparse.Namespace) -> Any:
-    from audioldm2_pl.models.adapters import parse_adapters
-    from audioldm2_pl.pipeline import PRECISIONS, AudioLDM2
-
-    device, dtype, adapters = pick_device(args.device), PRECISIONS[args.precision], parse_adapters(args.adapters)
-    return AudioLDM2.from_pretrained(args.model, device, args.heads, args.vocoder, dtype, adapters)
+    return opened_of(args).open(args.model, pick_device(args.device))
 
 
 def check_file_name(path: Path, flag: str = "--output") -> None:

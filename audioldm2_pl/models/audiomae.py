@@ -123,7 +123,7 @@ class AudioMAE(nn.Module):
 
     def with_cls(self, patches: Tensor) -> Tensor:
         """(B, P, D) => (B, 1 + P, D)."""
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(patches.shape[0], -1, -1)
         return torch.cat([cls, patches], dim=1)
 
     def forward_encoder(self, fbank: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -72,7 +72,8 @@ class ConditionProjection(nn.Module):
                 vectors = vectors + self.learnable_positional_embedding.transpose(1, 2)
             vectors = getattr(self, numbered("projection", index))(vectors)  # (B, L, D)
             sos, eos = (
-                getattr(self, numbered(mark, index)).expand(len(vectors), 1, -1) for mark in ("sos_embed", "eos_embed")
+                getattr(self, numbered(mark, index)).expand(vectors.shape[0], 1, -1)
+                for mark in ("sos_embed", "eos_embed")
             )
             mask = condition.mask.long()
             present = mask.amax(1, keepdim=True)  # (B, 1)

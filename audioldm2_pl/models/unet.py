@@ -220,7 +220,7 @@ class TUNet(nn.Module):
 
     def embed(self, timestep: Tensor | float, film: Tensor | None, latent: Tensor) -> Tensor:
         """The embedding (B, E) that every ResNet receives, its activation applied once for all."""
-        timestep = torch.as_tensor(timestep, device=latent.device).expand(len(latent))  # (B,)
+        timestep = torch.as_tensor(timestep, device=latent.device).expand(latent.shape[0])  # (B,)
         embedding = self.time_embedding(timestep, latent.dtype)
         if (film is None) != (self.config.film is None):
             raise ValueError(f"unet.film={self.config.film}, film given: {film is not None}")

@@ -110,7 +110,7 @@ class FeedForward(nn.Module):
         gated: Any = self.net[0]
         out: Any = self.net[2]
         x = gated.proj(x)  # (B, N, 8 C)
-        if not isinstance(out, nn.Linear):  # an adapter has taken its place
+        if not isinstance(out, nn.Linear) or torch.onnx.is_in_onnx_export():  # an adapter has taken its place
             value, gate = x.chunk(2, dim=-1)
             return out(F.gelu(gate) * value)
         return GatedLinear.apply(x, out.weight.to(x.dtype), out.bias.to(x.dtype))  # pyright: ignore
@@ -218,14 +218,15 @@ class NormSiLU(torch.autograd.Function):
 
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    if x.dtype != norm.weight.dtype:  # autocast decides about the norm's precision
+    # autocast decides about the norm's precision, and ONNX holds no functions of our own
+    if x.dtype != norm.weight.dtype or torch.onnx.is_in_onnx_export():
         return F.silu(norm(x))
     return NormSiLU.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)  # pyright: ignore[reportReturnType]
 
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """A 3x3 convolution. Narrow maps go through one matrix product on a CPU, whose kernels want longer rows."""
-    if x.device.type != "cpu" or x.shape[-1] > NARROW:
+    if x.device.type != "cpu" or x.shape[-1] > NARROW or torch.onnx.is_in_onnx_export():
         return conv(x)
     columns = F.unfold(x, 3, padding=1).transpose(0, 1).flatten(1)  # (9 C, B * H * W)
     y = torch.addmm(conv.bias[:, None], conv.weight.flatten(1), columns)  # pyright: ignore[reportOptionalSubscript]
