@@ -41,7 +41,8 @@ def quantize_network(network: nn.Module) -> None:
     """Puts int8 layers in the place of a network's linear ones. UserError for a torch that has none."""
     replace_conv1d(network)
     try:
-        from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
+        from torch.ao.quantization import quantize_dynamic
+        from torch.ao.quantization.qconfig import per_channel_dynamic_qconfig
     except ImportError as error:
         raise UserError(f"--int8: this torch has no dynamic quantisation ({error}); leave it out") from None
     with warnings.catch_warnings():
@@ -54,7 +55,7 @@ def replace_conv1d(network: nn.Module) -> None:
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, Conv1D):
-                linear = nn.Linear(*child.weight.shape, device="meta")
+                linear = nn.Linear(child.weight.shape[0], child.weight.shape[1], device="meta")
                 linear.weight = nn.Parameter(child.weight.T.contiguous(), requires_grad=False)
                 linear.bias = nn.Parameter(child.bias, requires_grad=False)
                 setattr(module, name, linear)
