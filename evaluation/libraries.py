@@ -18,6 +18,7 @@ REPORTED = (
     "numpy",
     "scipy",
     "soxr",
+    "librosa",
     "soundfile",
     "transformers",
     "laion-clap",

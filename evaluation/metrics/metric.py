@@ -70,7 +70,7 @@ class Material:
     labels: list[list[str]] = field(default_factory=list)  # of each clip, in the order in which they sound
     classes: list[str] = field(default_factory=list)  # of the logits
     transcripts: list[str] = field(default_factory=list)  # recognised, of each clip
-    ratings: dict[str, np.ndarray] = field(default_factory=dict)  # axis -> a network's ratings of the clips (N,)
+    ratings: dict[str, np.ndarray] = field(default_factory=dict)  # axis -> ratings of the clips (N,), chroma (N, 12)
     seed: int = 0  # of whatever a metric draws
 
 

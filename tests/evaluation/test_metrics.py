@@ -33,7 +33,7 @@ def test_every_metric_is_complete():
     given = {part for backend in BACKENDS.values() for part in backend.gives}
     distances = {"frechet", "kad", "kl", "inception", "clap", "wer"}
     accuracies = {"class_accuracy", "order_accuracy", "nearest_mean_accuracy"}
-    ratings = {"dnsmos", "aesthetics", "pam_laion"}
+    ratings = {"dnsmos", "aesthetics", "pam_laion", "tempo_accuracy", "key_accuracy"}
     assert set(METRICS) == distances | accuracies | ratings | {"speaker_similarity"}
     for metric in METRICS.values():
         assert metric.title and metric.reads <= given and metric.arrow in "↑↓"
