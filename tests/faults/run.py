@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the tools in data/ and eva
 import broken_trainings
 import disk
 import hostile
+import hostile_shards
 import http_faults
 import kills
 from bench import ROOT, Bench, import_everything
@@ -52,7 +53,7 @@ KINDS = {
     "report_kills": Kind(10, kills.report, "the same command ends with the sounds of the unbroken run and a page"),
     "serve_kills": Kind(20, kills.serving, "no finished sound is lost, every job that was taken ends"),
     "disk": Kind(50, disk.disk, f"{PLAIN}; nothing earlier is lost; the same command goes on once the disk is well"),
-    "shards": Kind(250, hostile.shards, f"{PLAIN}; nothing is run or written outside"),
+    "shards": Kind(250, hostile_shards.shards, f"{PLAIN}; nothing is run or written outside"),
     "checkpoints": Kind(150, hostile.checkpoints, f"{PLAIN}; nothing is unpickled or run"),
     "settings": Kind(200, hostile.settings, PLAIN),
     "prompts": Kind(100, hostile.prompts, f"{PLAIN}; nothing is written outside of --output"),
