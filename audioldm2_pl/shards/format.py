@@ -93,6 +93,12 @@ def check_index(index: dict[str, Any]) -> None:
         for name in ("seconds", "longest_seconds", "num_pictures"):
             if not entry.get(name, 0) >= 0:
                 raise ValueError(f"{name} {entry[name]}")
+    if type(index.get("num_clips", 0)) is not int:
+        raise ValueError(f"num_clips {index['num_clips']!r} is no number")
+    for name in ("skipped", "changed"):
+        listed = index.get(name, [])
+        if type(listed) is not list or not all({"key", "reason"} <= dict(clip).keys() for clip in listed):
+            raise ValueError(f"{name} is no list of clips with a reason each")
 
 
 def split_name(name: str, last_dot: bool = False) -> tuple[str, str]:
