@@ -124,13 +124,12 @@ def main() -> int:
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(KINDS), metavar="KIND,KIND")
     parser.add_argument("--case", metavar="KIND:NUMBER", help="repeat one case alone")
     parser.add_argument("--again", action="store_true", help="run kinds again that are finished")
-    parser.add_argument("--minutes", type=float, default=600.0, help="after which no new case begins (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=600.0, help="of each kind (%(default)s)")
     parser.add_argument("--work", type=Path, help="folder to work in, kept (a temporary one)")
     parser.add_argument("--output", type=Path, default=ROOT / "docs/results/faults.json", help="and .md beside it")
     options = parser.parse_args()
     if unknown := set(options.only) - KINDS.keys():
         parser.error(f"no such kind: {', '.join(sorted(unknown))}; there are {', '.join(KINDS)}")
-    deadline = time.monotonic() + 60 * options.minutes
     import_everything()
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench((options.work or Path(temporary)).resolve())
@@ -138,13 +137,13 @@ def main() -> int:
             name, _, number = options.case.partition(":")
             print(f"{run_case(name, bench, options.seed, int(number))} faults, as they should be")
             return 0
-        found = [run_until(name, bench, options, deadline) for name in options.only]
+        found = [run_until(name, bench, options) for name in options.only]
     return 1 if any(kind["failures"] for kind in found) else 0
 
 
-def run_until(name: str, bench: Bench, options: argparse.Namespace, deadline: float) -> dict[str, Any]:
+def run_until(name: str, bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     """All faults of one kind, or those that the time is enough for => its figures, which the files have, too."""
-    kind = KINDS[name]
+    kind, deadline = KINDS[name], time.monotonic() + 60 * options.minutes
     wanted = max(1, round(kind.count * options.scale))
     new = {"done": 0, "wanted": wanted, "cases": 0, "checked": kind.checked, "failures": 0, "told": [], "seconds": 0.0}
     figures = read_result(options)["kinds"].get(name, new)
