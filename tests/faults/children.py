@@ -35,6 +35,7 @@ class Child:
 
     def __init__(self, body: Callable[[], int | None], log: Path):
         self.log, self.started, self.ended = log, time.monotonic(), None
+        log.write_bytes(b"")  # before the fork: what an earlier child has said is not read as this one's
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
@@ -80,6 +81,7 @@ def run_and_exit(body: Callable[[], int | None], log: Path) -> None:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)  # pytest has others in their place
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_DFL if signum == signal.SIGTERM else signal.default_int_handler)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
