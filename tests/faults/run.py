@@ -47,7 +47,7 @@ class Kind(NamedTuple):
 SAME = "the same command ends as the unbroken run does, byte for byte; nothing half-written is left"
 PLAIN = "code 0 or 2 with one line, no traceback, within 60 s and 4 GiB"
 KINDS = {
-    "training_kills": Kind(120, kills.training, f"{SAME}; each of eight stages"),
+    "training_kills": Kind(120, kills.training, f"{SAME}; the eight stages by turns"),
     "data_kills": Kind(30, kills.data, SAME),
     "generation_kills": Kind(20, kills.generation, SAME),
     "report_kills": Kind(10, kills.report, "the same command ends with the sounds of the unbroken run and a page"),
