@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo student abilities test lint docs esc10 copy-synthesis parity bench bench-eval bench-data bench-order bench-serve gpu clean
+.PHONY: setup demo student abilities test lint docs esc10 copy-synthesis parity bench bench-eval bench-data bench-order
+.PHONY: bench-serve gpu faults stranger clean
 
 setup: .venv/.ready
 
@@ -82,6 +83,16 @@ bench-serve: .venv/.ready
 # On a machine with a GPU: its tests, training's and generation's speed, ESC-10 in bf16: docs/results/gpu.json (25 minutes)
 gpu: .venv/.ready
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/gpu.py --esc10 $(ESC10) --scorer $(SCORER)
+
+# kill -9, bad disks, hostile inputs, lost shards and ranks, 1,224 in all: docs/results/faults.json and .md (hours)
+FAULTS ?= 1
+faults: .venv/.ready
+	PYTHONPATH=. $(BIN)/python tests/faults/run.py --scale $(FAULTS)
+
+# From a folder of 20 clips to a sound, by the lines of docs/own_data.md: docs/results/stranger.json (minutes)
+STRANGER_MODEL ?= runs/demo/model
+stranger: .venv/.ready
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/stranger.py $(STRANGER_MODEL)
 
 test: .venv/.ready
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

@@ -100,6 +100,12 @@ def check_index(index: dict[str, Any]) -> None:
         numbers = [*place, shard.get("bytes", 0)]
         if len(place) != 3 or any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
             raise ValueError(f"{shard['name']}: members {place}, bytes {numbers[-1]!r}")
+    if type(index.get("num_clips", 0)) is not int:
+        raise ValueError(f"num_clips {index['num_clips']!r} is no number")
+    for name in ("skipped", "changed"):
+        listed = index.get(name, [])
+        if type(listed) is not list or not all({"key", "reason"} <= dict(clip).keys() for clip in listed):
+            raise ValueError(f"{name} is no list of clips with a reason each")
 
 
 def split_name(name: str, last_dot: bool = False) -> tuple[str, str]:

@@ -4,7 +4,9 @@ The processes share a file system, and rank 0 decides.
 """
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -18,6 +20,9 @@ from torch import distributed
 from audioldm2_pl.errors import UserError
 from audioldm2_pl.training.checkpoint import WholeCheckpoints
 from audioldm2_pl.training.trainer import TrainerConfig
+
+# what gloo, NCCL and the store of addresses say of a process that no longer answers
+GONE = re.compile(r"gloo|NCCL|TCPStore|Broken pipe|Connection (reset|refused|closed|was likely closed)|Socket Timeout")
 
 
 def cluster_environment() -> ClusterEnvironment | None:
@@ -45,6 +50,20 @@ def start_ranks(config: TrainerConfig) -> None:
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
     backend = "nccl" if on_gpu else "gloo"
     distributed.init_process_group(backend, rank=environment.global_rank(), world_size=environment.world_size())
+
+
+@contextmanager
+def lost_ranks_told() -> Iterator[None]:
+    """UserError in the place of a backend's traceback where another rank has ended without a word."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (distributed.is_initialized() and GONE.search(str(error))):
+            raise
+        raise UserError(
+            "another rank has ended, killed or without memory perhaps; start all ranks again with the same command, "
+            "which goes on from the last checkpoint"
+        ) from None
 
 
 def build_trainer(config: TrainerConfig, **settings: Any) -> L.Trainer:

@@ -50,6 +50,7 @@ from audioldm2_pl.training.ranks import (
     broadcast_from_rank_zero,
     build_trainer,
     is_rank_zero,
+    lost_ranks_told,
     rank_zero_first,
     start_ranks,
 )
@@ -88,7 +89,7 @@ def train(experiment: ExperimentConfig, only: str | None = None, resume: int | N
     if only is not None and only not in STAGES:
         raise UserError(f"--stage {only}: no such stage; there are {', '.join(STAGES)}")
     prepare_process(experiment)
-    with INTERRUPTION.handled():
+    with INTERRUPTION.handled(), lost_ranks_told():
         start_ranks(experiment.trainer)
         with locked(experiment.run_folder) if is_rank_zero() else nullcontext():
             stages = [only] if only else list(experiment.stages)

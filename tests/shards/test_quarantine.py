@@ -239,7 +239,13 @@ def test_an_impossible_count_is_refused_at_once(count, tmp_path):
         ShardFolder(folder)
 
 
-@pytest.mark.parametrize("change", [{"sample_rate": 2 * 10**9}, {"sample_rate": "x"}, {"longest_seconds": -1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sample_rate": 2 * 10**9}, {"sample_rate": "x"}, {"longest_seconds": -1}, {"num_clips": "3"},
+        {"skipped": "/etc/passwd"}, {"changed": [{"key": "a"}]}, {"skipped": 5},
+    ],
+)  # fmt: skip
 def test_an_impossible_index_is_refused_at_once(change, tmp_path):
     folder = make_shard(tmp_path / "x", {"a": GOOD})
     index = json.loads((folder / "index.json").read_text())

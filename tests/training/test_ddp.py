@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,33 @@ def test_two_tasks_of_srun_are_two_processes_of_torchrun(two_ranks, shards, tmp_
     assert "vae: finished" in output[0] and "vae: finished" not in output[1]
     for stage in ("audiomae", "vae"):
         assert losses(tmp_path / "smoke", stage) == pytest.approx(losses(two_ranks, stage), rel=1e-4)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_rank_that_is_killed_ends_the_others_in_one_line(lost, shards, tmp_path):
+    """Without torchrun, which would end them itself."""
+    port = str(free_port())
+    tasks = [
+        start(
+            shards, tmp_path, "trainer.devices=2", "stages=[audiomae]",
+            "training.audiomae={batches: 100000, save_every_batches: 5}",
+            variables=slurm_task(rank) | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    try:
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "smoke/checkpoints/audiomae.ckpt").exists():
+            assert time.monotonic() < deadline and tasks[0].poll() is None
+            time.sleep(0.05)
+        tasks[lost].kill()
+        output, _ = tasks[1 - lost].communicate(timeout=60)
+    finally:
+        for task in tasks:
+            task.kill()
+            task.communicate()
+    assert tasks[1 - lost].returncode == 2, output
+    assert output.count("error: another rank has ended") == 1 and "Traceback" not in output
 
 
 @pytest.mark.parametrize(
