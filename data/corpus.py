@@ -91,6 +91,20 @@ class Corpus:
             raise UserError(f"{arguments.source}: no clips of {', '.join(arguments.splits)} found")
 
 
+def add_made_options(parser: argparse.ArgumentParser, seconds: float, clips_per_shard: int) -> None:
+    """Options of a corpus that is made, not read: clips of each split, their wordings, length and seed."""
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder for the splits")
+    parser.add_argument("--clips", type=int, default=4800, metavar="N", help="training clips")
+    parser.add_argument("--test-clips", type=int, default=480, metavar="N")
+    parser.add_argument("--judge-clips", type=int, default=1200, metavar="N")
+    parser.add_argument("--captions", type=int, default=1, metavar="N", help="wordings of a training clip")
+    parser.add_argument("--seconds", type=float, default=seconds, metavar="S", help="of a clip")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    add_shard_options(parser)
+    # training draws from several shards at a time: small ones mix a small corpus better
+    parser.set_defaults(clips_per_shard=clips_per_shard)
+
+
 def add_shard_options(parser: argparse.ArgumentParser) -> None:
     """An option for each field of `ShardOptions`, under the field's name."""
     parser.add_argument("--sample-rate", type=int, default=ShardOptions.sample_rate, metavar="HZ")

@@ -31,7 +31,7 @@ import numpy as np
 
 from audioldm2_pl.errors import UserError, run_tool
 
-from .corpus import add_shard_options, write_split
+from .corpus import add_made_options, write_split
 from .engines import ENGINES, count_cores
 from .score_captions import REGISTERS, TEMPO_BANDS, caption
 from .score_excerpts import Excerpt, Playing, choose_excerpt, notes_of
@@ -146,18 +146,10 @@ def check_splits(works: Mapping[str, Sequence[Work]], num_clips: Mapping[str, in
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder for the splits")
+    add_made_options(parser, 5.12, CLIPS_PER_SHARD)
     parser.add_argument("--scores", type=Path, metavar="FOLDER", help="of scores, in place of music21's free ones")
     parser.add_argument("--licence", metavar="TEXT", help="of the scores in FOLDER")
     parser.add_argument("--soundfont", type=Path, metavar="FILE", help=".sf2 (default: pretty_midi's TimGM6mb.sf2)")
-    parser.add_argument("--clips", type=int, default=4800, metavar="N", help="training clips")
-    parser.add_argument("--test-clips", type=int, default=480, metavar="N")
-    parser.add_argument("--judge-clips", type=int, default=1200, metavar="N")
-    parser.add_argument("--captions", type=int, default=1, metavar="N", help="wordings of a training clip")
-    parser.add_argument("--seconds", type=float, default=5.12, metavar="S", help="of a clip")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    add_shard_options(parser)
-    parser.set_defaults(clips_per_shard=CLIPS_PER_SHARD)
     arguments = parser.parse_args(argv)
 
     def write_splits() -> None:

@@ -18,14 +18,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from audioldm2_pl.errors import UserError, run_tool
 
-from .corpus import add_shard_options, write_split
+from .corpus import add_made_options, write_split
 from .shards import Clip
 from .synthetic_captions import ATTRIBUTES, caption
 from .synthetic_sounds import CLASSES, Dials
@@ -145,16 +144,7 @@ def _event(
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder for the splits")
-    parser.add_argument("--clips", type=int, default=4800, metavar="N", help="training clips")
-    parser.add_argument("--test-clips", type=int, default=480, metavar="N")
-    parser.add_argument("--judge-clips", type=int, default=1200, metavar="N")
-    parser.add_argument("--captions", type=int, default=1, metavar="N", help="wordings of a training clip")
-    parser.add_argument("--seconds", type=float, default=2.56, metavar="S", help="of a clip")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    add_shard_options(parser)
-    # Training draws from several shards at a time: small ones mix a small corpus better.
-    parser.set_defaults(clips_per_shard=CLIPS_PER_SHARD)
+    add_made_options(parser, 2.56, CLIPS_PER_SHARD)
     arguments = parser.parse_args(argv)
 
     def write_splits() -> None:

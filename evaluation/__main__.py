@@ -10,7 +10,7 @@ from audioldm2_pl.errors import UserError, run_tool
 from audioldm2_pl.flags import parse_with_overrides
 
 from .listening.commands import add_listen_parser
-from .metric_commands import add_trust_parser
+from .metric_commands import add_network_options, add_trust_parser
 from .reproduce.commands import add_reproduce_parser
 
 
@@ -137,10 +137,7 @@ def add_score_parser(commands: argparse._SubParsersAction) -> None:
     score.add_argument("--labels", type=Path, help="CSV with the columns filename and label, a clip's events in order")
     score.add_argument("--protocol", required=True, help="a name in evaluation/protocols.yaml, or a YAML file of one")
     score.add_argument("--output", type=json_path, help="result JSON (default GENERATED.PROTOCOL.json)")
-    score.add_argument("--weights", type=Path, default=Path("weights"), help="folder of checkpoints (default weights)")
-    score.add_argument("--download", action="store_true", help="fetch checkpoints that are missing")
-    score.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (default cpu)")
-    score.add_argument("--batch-size", type=int, default=8, help="windows at a time (default 8)")
+    add_network_options(score)
     score.add_argument("--resamples", type=int, default=200, help="of Fréchet distances; means take 25 times as many")
     score.set_defaults(run=run_score)
     compare = commands.add_parser("compare", help="two results of one protocol: the differences with intervals")

@@ -28,12 +28,17 @@ def add_trust_parser(commands: argparse._SubParsersAction) -> None:
     trust.add_argument("--captions", type=Path, help="CSV with the columns filename and caption")
     trust.add_argument("--ratings", default="", metavar="COLUMN,COLUMN", help="default those that are known by name")
     trust.add_argument("--output", type=table_path, help="JSON or CSV (default RATINGS.trust.json)")
-    trust.add_argument("--weights", type=Path, default=Path("weights"), help="folder of checkpoints (default weights)")
-    trust.add_argument("--download", action="store_true", help="fetch checkpoints that are missing")
-    trust.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (default cpu)")
-    trust.add_argument("--batch-size", type=int, default=8, help="windows at a time (default 8)")
+    add_network_options(trust)
     trust.add_argument("--resamples", type=int, default=1000, help="of the intervals (default 1000)")
     trust.set_defaults(run=run_trust)
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """Where the networks of a protocol come from, and how they run."""
+    parser.add_argument("--weights", type=Path, default=Path("weights"), help="folder of checkpoints (default weights)")
+    parser.add_argument("--download", action="store_true", help="fetch checkpoints that are missing")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (default cpu)")
+    parser.add_argument("--batch-size", type=int, default=8, help="windows at a time (default 8)")
 
 
 def table_path(text: str) -> Path:

@@ -7,17 +7,12 @@ production quality (PQ). More complex is not always better: PC describes a set, 
 from dataclasses import dataclass
 from typing import Literal
 
-from .metric import Material, Measured, Metric
+from .metric import Metric, compute_rating
 
 
 @dataclass
 class AestheticsSettings:
     axis: Literal["CE", "CU", "PC", "PQ"] = "PQ"
-
-
-def compute_aesthetics(material: Material, settings: AestheticsSettings) -> Measured:
-    per_clip = material.ratings[settings.axis]  # (N,)
-    return Measured({"values": per_clip}, per_clip)
 
 
 AESTHETICS = Metric(
@@ -27,6 +22,6 @@ AESTHETICS = Metric(
     higher_is_better=True,
     reads=frozenset({"aesthetics"}),
     needs=None,
-    compute=compute_aesthetics,
+    compute=compute_rating,
     settings=AestheticsSettings,
 )

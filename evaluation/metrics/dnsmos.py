@@ -7,17 +7,12 @@ arXiv:2110.01763); P808 is P.808's overall quality (Reddy et al. 2021, arXiv:201
 from dataclasses import dataclass
 from typing import Literal
 
-from .metric import Material, Measured, Metric
+from .metric import Metric, compute_rating
 
 
 @dataclass
 class DNSMOSSettings:
     axis: Literal["OVRL", "SIG", "BAK", "P808"] = "OVRL"
-
-
-def compute_dnsmos(material: Material, settings: DNSMOSSettings) -> Measured:
-    per_clip = material.ratings[settings.axis]  # (N,)
-    return Measured({"values": per_clip}, per_clip)
 
 
 DNSMOS = Metric(
@@ -27,6 +22,6 @@ DNSMOS = Metric(
     higher_is_better=True,
     reads=frozenset({"dnsmos"}),
     needs=None,
-    compute=compute_dnsmos,
+    compute=compute_rating,
     settings=DNSMOSSettings,
 )

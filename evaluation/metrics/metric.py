@@ -81,6 +81,12 @@ class Measured:
     details: dict[str, Any] = field(default_factory=dict)  # as JSON
 
 
+def compute_rating(material: Material, settings: Any) -> Measured:
+    """Of a metric that is the mean of a network's ratings on `settings.axis`."""
+    per_clip = material.ratings[settings.axis]  # (N,)
+    return Measured({"values": per_clip}, per_clip)
+
+
 @dataclass
 class NoSettings:
     """Of a metric without choices."""

@@ -10,7 +10,7 @@ import pytest
 from children import HUNG, Child, Fault, check_plain
 
 RUN = Path(__file__).with_name("run.py")
-FAST = ("data_kills", "shards", "settings")
+FAST = ("data_kills", "settings")
 
 
 def test_a_share_of_the_faults_does_no_harm(tmp_path):
